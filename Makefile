@@ -1,0 +1,62 @@
+# The one place that knows how to install, run and check this project. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-all check lint format types imports migrations-check lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
+
+$(VENV)/.server: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.server tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+install: $(VENV)/.server ## make the virtual environment with what a server needs
+
+# The embedded database is migrated when it is missing or older than a migration; any other one each time.
+var/.migrated: $(VENV)/.server $(wildcard relay/migrations/*.py)
+	@mkdir -p var
+	$(BIN)/python manage.py migrate --verbosity 0
+	@touch $@
+
+run: $(VENV)/.server $(if $(DATABASE_URL)$(RELAY_VAR_DIR),migrate,var/.migrated) ## serve on http://127.0.0.1:8001 (PORT)
+	exec $(BIN)/daphne lemcloud.asgi:application
+
+.PHONY: migrate
+migrate: $(VENV)/.server
+	$(BIN)/python manage.py migrate --verbosity 0
+
+test: $(VENV)/.tests ## the tests that need only Python and make
+	$(BIN)/python -m pytest -m "not system" $(PYTEST_ARGS)
+
+lint: $(VENV)/.tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.tests ## put the code into the project's format
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format --quiet .
+
+types: $(VENV)/.tests
+	$(BIN)/mypy
+
+imports: $(VENV)/.tests
+	$(BIN)/lint-imports
+
+migrations-check: $(VENV)/.tests
+	$(BIN)/python manage.py makemigrations --check --dry-run
+
+lock: $(VENV)/.tests ## compile the two requirement files from pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make lock" pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make lock" -c requirements.txt --extra test pyproject.toml -o tests/requirements.txt

@@ -1,0 +1,1 @@
+"""The platform project that mounts the relay app."""

@@ -1,0 +1,1 @@
+"""Lem Relay: carries the WebSocket frames of two devices to each other when nothing else connects them."""

@@ -1,0 +1,168 @@
+"""The relay's settings: each typed, with its unit, its bounds and the reason for its default."""
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class SettingError(ValueError):
+    """A setting that can't be used. The text is one line: the variable, what was given, what is expected."""
+
+
+class RelaySettings(BaseModel):
+    """What an operator may set. Field `x` is read from the variable in its `alias`.
+
+    Durations are seconds (fractions allowed), sizes are bytes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    session_timeout: float = Field(
+        300,
+        gt=0,
+        alias="SESSION_TIMEOUT",
+        description="Seconds a leg waits for its peer, and seconds without a frame either way before a pair "
+        "is closed. 300: longer than a phone's network change, shorter than a forgotten tab.",
+    )
+    max_session_seconds: float = Field(
+        86_400,
+        gt=0,
+        alias="RELAY_MAX_SESSION_SECONDS",
+        description="Longest duration of a session, in seconds. 86400: a day, what Daphne allows a socket.",
+    )
+    max_message_bytes: int = Field(
+        MIB,
+        ge=125,
+        le=256 * MIB,
+        alias="RELAY_MAX_MESSAGE_BYTES",
+        description="Largest message, in bytes of payload over all its fragments. 1048576: Daphne's own cap.",
+    )
+    pending_bytes: int = Field(
+        64 * KIB,
+        ge=0,
+        le=16 * MIB,
+        alias="RELAY_PENDING_BYTES",
+        description="Bytes of frames kept for a peer that has not come yet; past it the relay stops reading "
+        "that socket. 65536: room for a handshake and a greeting, not for a file.",
+    )
+    max_token_bytes: int = Field(
+        8 * KIB,
+        ge=256,
+        le=64 * KIB,
+        alias="RELAY_MAX_TOKEN_BYTES",
+        description="Longest token that is looked at, in bytes. 8192: several times any real one, and what "
+        "HTTP servers commonly allow a header.",
+    )
+    read_high_bytes: int = Field(
+        256 * KIB,
+        ge=KIB,
+        alias="RELAY_READ_HIGH_BYTES",
+        description="Daphne: bytes received and not yet taken by the application at which reading a socket "
+        "pauses. 262144: four reads of the reactor.",
+    )
+    read_low_bytes: int = Field(
+        64 * KIB,
+        ge=0,
+        alias="RELAY_READ_LOW_BYTES",
+        description="Daphne: bytes not yet taken at which reading goes on. 65536: one read of the reactor.",
+    )
+    write_high_bytes: int = Field(
+        256 * KIB,
+        ge=KIB,
+        alias="RELAY_WRITE_HIGH_BYTES",
+        description="Daphne: unsent bytes of one socket at which its sender waits. 262144: above what a "
+        "kernel takes in one call, so that a fast reader never makes the sender wait.",
+    )
+    write_low_bytes: int = Field(
+        64 * KIB,
+        ge=0,
+        alias="RELAY_WRITE_LOW_BYTES",
+        description="Daphne: unsent bytes at which a waiting sender goes on. 65536: the socket stays busy "
+        "while the sender wakes up.",
+    )
+    stall_seconds: float = Field(
+        30,
+        gt=0,
+        alias="RELAY_STALL_SECONDS",
+        description="Seconds in which a receiver takes nothing while data waits for it, after which the "
+        "session ends. 30: a radio's longest usual outage.",
+    )
+    close_seconds: float = Field(
+        5,
+        gt=0,
+        alias="RELAY_CLOSE_SECONDS",
+        description="Seconds a close may take to deliver what was accepted before it and to finish the "
+        "closing handshake. 5: a few round trips over a bad network.",
+    )
+    drain_seconds: float = Field(
+        10,
+        gt=0,
+        alias="RELAY_DRAIN_SECONDS",
+        description="Seconds from SIGTERM to the exit at the latest. Live sessions go on until twice "
+        "RELAY_CLOSE_SECONDS before its end (time to close them and to write their records), so a longer "
+        "one drains gently. 10: close at once, as container engines wait 10 s before they kill.",
+    )
+
+    @model_validator(mode="after")
+    def _marks_are_in_order(self) -> "RelaySettings":
+        for low, high in (("read_low_bytes", "read_high_bytes"), ("write_low_bytes", "write_high_bytes")):
+            if getattr(self, low) > getattr(self, high):
+                names = variable_of(low), variable_of(high)
+                raise SettingError(
+                    f"{names[0]}: {getattr(self, low)} is above {names[1]} ({getattr(self, high)}); "
+                    f"expected at most that"
+                )
+        return self
+
+
+def variable_of(field: str) -> str:
+    """The environment variable of a field of `RelaySettings`."""
+    return str(RelaySettings.model_fields[field].alias)
+
+
+def from_environment(environ: Mapping[str, str], known: frozenset[str] = frozenset()) -> RelaySettings:
+    """The settings that `environ` holds, defaults for the rest.
+
+    `known` are further `RELAY_` variables that the project itself reads. Raises `SettingError` for a
+    malformed value and for a `RELAY_` variable that nobody reads (most often a typing error).
+    """
+    names = {variable_of(field) for field in RelaySettings.model_fields}
+    for name in environ:
+        if name.startswith("RELAY_") and name not in names | known:
+            near = difflib.get_close_matches(name, names | known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see the README's table of settings"
+            raise SettingError(f"{name}: no such setting; {hint}")
+    return build({name: environ[name] for name in names if name in environ})
+
+
+def build(values: Mapping[str, Any]) -> RelaySettings:
+    """Settings from field names or variables; raises `SettingError` with one line for the first bad one."""
+    try:
+        return RelaySettings.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            raise SettingError(str(first["ctx"]["error"])) from None
+        name = str(first["loc"][0])
+        if name not in {variable_of(field) for field in RelaySettings.model_fields}:
+            name = variable_of(name) if name in RelaySettings.model_fields else name
+        expected = first["msg"][0].lower() + first["msg"][1:]
+        raise SettingError(f"{name}: got {first['input']!r}; {expected}") from None
+
+
+@cache
+def current() -> RelaySettings:
+    """The settings in force: Django's `RELAY`, which is a `RelaySettings` or a dict of its fields.
+
+    Read once for the life of the process; a test that changes `RELAY` calls `current.cache_clear()`.
+    """
+    from django.conf import settings
+
+    given = getattr(settings, "RELAY", {})
+    return given if isinstance(given, RelaySettings) else build(given)

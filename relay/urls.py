@@ -1,0 +1,7 @@
+"""HTTP paths of the relay."""
+
+from django.urls import path
+
+from relay import views
+
+urlpatterns = [path("health", views.health, name="health")]
