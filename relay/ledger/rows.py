@@ -1,0 +1,70 @@
+"""Records to rows: one idempotent upsert that never touches what has ended, on SQLite and PostgreSQL."""
+
+import json
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import connections, models, transaction
+
+from relay.ledger.records import SessionRecord
+from relay.models import RelayLeg, RelaySession
+
+
+def write(records: Collection[SessionRecord], using: str) -> None:
+    """Upsert `records` (at most one per session) and their legs in one transaction on the database `using`.
+
+    Writing the same again changes nothing, and neither does anything that comes after a session's or a leg's
+    end. Raises what the database raises; then nothing was written.
+    """
+    # In one order everywhere: two nodes that write the same sessions can't lock each other out.
+    ordered = sorted(records, key=lambda record: record.session_uuid)
+    with transaction.atomic(using=using):
+        _upsert(RelaySession, [(record, None) for record in ordered], ended="timestamp", using=using)
+        legs = [(leg, record.session_uuid) for record in ordered for leg in record.legs]
+        _upsert(RelayLeg, legs, ended="left_at", using=using)
+
+
+def _upsert(model: type[models.Model], rows: Sequence[tuple[Any, Any]], ended: str, using: str) -> None:
+    """Each row is a record and the key of the session that it belongs to (None for a session itself).
+
+    `bulk_create(update_conflicts=True)` has no condition, and reading first would leave a gap in which
+    another node closes the session. So the condition is in the statement, where the database holds it.
+    """
+    if not rows:
+        return
+    connection = connections[using]
+    quote = connection.ops.quote_name
+    fields = model._meta.concrete_fields
+    columns = [quote(str(field.column)) for field in fields]
+    values = [
+        [session if field.remote_field else getattr(record, field.attname) for field in fields]
+        for record, session in rows
+    ]
+    on_postgresql = connection.vendor == "postgresql"
+    if on_postgresql:
+        # All rows as one parameter: psycopg's work for each single one would be most of the CPU time.
+        casts = (f"(value->>{i})::{field.db_type(connection)}" for i, field in enumerate(fields))
+        source = f"SELECT {', '.join(casts)} FROM json_array_elements(%s::json) AS rows(value)"  # noqa: S608
+    else:
+        source = f"VALUES ({', '.join(['%s'] * len(columns))})"
+    table, key = quote(model._meta.db_table), quote(str(model._meta.pk.column))
+    sql = (
+        f"INSERT INTO {table} ({', '.join(columns)}) {source} "
+        f"ON CONFLICT ({key}) DO UPDATE SET {', '.join(f'{c} = EXCLUDED.{c}' for c in columns if c != key)} "
+        f"WHERE {table}.{quote(ended)} IS NULL"
+    )
+    with connection.cursor() as cursor:
+        if on_postgresql:
+            cursor.execute(sql, [json.dumps(values, default=str)])
+        else:
+            adapt_time = connection.ops.adapt_datetimefield_value
+            cursor.executemany(sql, [[_for_sqlite(value, adapt_time) for value in row] for row in values])
+
+
+def _for_sqlite(value: Any, adapt_time: Any) -> Any:
+    """Django's own forms, without its fields' checks of what the records have checked already."""
+    if isinstance(value, datetime):
+        return adapt_time(value)
+    return value.hex if isinstance(value, UUID) else value
