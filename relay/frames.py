@@ -41,9 +41,8 @@ _MAX_CONTROL_BYTES = 125
 _REGISTERED_CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})  # RFC 6455 section 7.4
 
 _MIN_RUN = 8  # frames; below it, looking for a run costs more than it saves
-_SMALL_BYTES = (
-    4096  # parts smaller than this on average are joined; above it the copy costs more than a write
-)
+_MIN_RUN_BYTES = 512  # the same in bytes, for a chunk that holds one small frame
+_SMALL_BYTES = 4096  # parts smaller than this on average are joined; above it the copy costs more
 _VIEW_BYTES = 2048  # from here on a memoryview costs less than the copy that a slice of bytes makes
 
 
@@ -81,7 +80,7 @@ class _Refused(Exception):
 
 
 _HEAD = Struct(">BBH4s")
-"""A header with a 16-bit length: two bytes, length, mask. Of a shorter one only the first two mean anything."""
+"""A header with a 16-bit length: two bytes, length, mask. Of a shorter one only the two bytes count."""
 
 _SHORT_HEADERS = {first: [bytes((first, length)) for length in range(126)] for first in (0x81, 0x82)}
 """Unmasked headers of whole messages that need no extended length."""
@@ -89,7 +88,7 @@ _SHORT_HEADERS = {first: [bytes((first, length)) for length in range(126)] for f
 
 @lru_cache(maxsize=64)
 def _run_layout(header_bytes: int, length: int) -> Struct:
-    """Reads (mask, payload) from each frame of a run; kept, because making one costs as much as ten frames."""
+    """Reads (mask, payload) from each frame of a run; kept, for making one costs as much as ten frames."""
     return Struct(f"{header_bytes}x4s{length}s")
 
 
@@ -157,7 +156,7 @@ class Forwarder:
         try:
             while pos < end and not self.ended:
                 if not (self._in_frame or self._head or self._message):
-                    if run_wanted:
+                    if run_wanted and end - pos >= _MIN_RUN_BYTES:
                         run_wanted = False
                         output, count, length, pos = _forward_run(data, pos, limit)
                         if count:
@@ -228,7 +227,7 @@ class Forwarder:
             failure = Failure(*refused.args)
         if failure:
             self.ended = True
-        if len(parts) > 1 and sum(map(len, parts)) < _SMALL_BYTES * len(parts):
+        if len(parts) > 1 and payload_bytes < _SMALL_BYTES * len(parts):
             parts = [b"".join(parts)]
         return Forwarded(parts, messages, payload_bytes, controls, failure)
 
@@ -270,7 +269,7 @@ class Forwarder:
         return pos + size + 4 - held, bytes((first, second & 0x7F)) + head[2:size]
 
     def _check_start(self, first: int, second: int) -> None:
-        """Refuse what the first two bytes of a header already show to be wrong (RFC 6455 sections 5.1 to 5.5)."""
+        """Refuse what the first two bytes of a header show to be wrong (RFC 6455 sections 5.1 to 5.5)."""
         opcode = first & 0x0F
         if first & _RSV:
             raise _Refused(PROTOCOL_ERROR, "a reserved bit is set without an extension")
@@ -298,7 +297,7 @@ class Forwarder:
         return apply_mask(memoryview(data)[start:stop] if size > _VIEW_BYTES else data[start:stop], mask)
 
     def _check_utf8(self, piece: bytes, final: bool) -> None:
-        """Check the next bytes of a text message (RFC 6455 section 8.1); raise at the first impossible one."""
+        """Check the next bytes of a text message (RFC 6455 section 8.1); raise at an impossible one."""
         if not self._sequence and piece.isascii():
             return
         text = self._sequence + piece
@@ -309,7 +308,7 @@ class Forwarder:
         self._sequence = rest
 
     def _end_control(self) -> Control:
-        """The control frame that has just come in whole; a close ends the forwarding (RFC 6455 section 5.5.1)."""
+        """The control frame that is now here in whole; a close ends it all (RFC 6455 section 5.5.1)."""
         control = Control(self._opcode, self._control)
         self._in_frame = False
         self._control = b""
@@ -374,5 +373,9 @@ def _forward_run(data: bytes, pos: int, limit: int) -> tuple[bytes, int, int, in
     frames = _run_layout(len(head), length).iter_unpack(memoryview(data)[pos:stop])
     payloads = [apply_mask(payload, mask) for mask, payload in frames]
     if head[0] == 0x81 and not b"".join(payloads).isascii():
-        return nothing
+        try:
+            for payload in payloads:
+                payload.decode()
+        except UnicodeDecodeError:
+            return nothing  # frame by frame, so that what comes before the bad one is forwarded
     return out + out.join(payloads), count, length, stop
