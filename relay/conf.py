@@ -76,9 +76,15 @@ class RelaySettings(BaseModel):
         256 * KIB,
         ge=KIB,
         alias="RELAY_WRITE_HIGH_BYTES",
-        description="Daphne: unsent bytes of one socket at which its sender waits, until the kernel has taken "
-        "them all. 262144: above what a kernel takes in one call, so that a fast reader never makes the "
-        "sender wait.",
+        description="Daphne: unsent bytes of one socket at which its sender waits, until the kernel has "
+        "taken them all. 262144: above what a kernel takes in one call, so that a fast reader never makes "
+        "the sender wait.",
+    )
+    splice: bool = Field(
+        True,
+        alias="RELAY_SPLICE",
+        description="Daphne: whether frames of two legs on one process go straight from socket to socket. "
+        "On; off is for tests and for finding out whether a problem lies there.",
     )
     admit_seconds: float = Field(
         5,

@@ -142,6 +142,19 @@ class Forwarder:
         """Nothing is half read or half forwarded: another path may go on from here. False once ended."""
         return not (self.ended or self._in_frame or self._head or self._message)
 
+    @property
+    def frame_left(self) -> int:
+        """Bytes of the frame's payload that have not come yet; 0 between frames."""
+        return self._left if self._in_frame else 0
+
+    @property
+    def partial_bytes(self) -> int:
+        """Payload bytes put out that belong to a message whose end has not come yet."""
+        if not self._message:
+            return 0
+        in_data_frame = self._in_frame and self._opcode < CLOSE
+        return self._message_bytes - (self._left if in_data_frame else 0)
+
     def feed(self, data: bytes) -> Forwarded:
         """Take the next bytes from the client, cut anywhere, and give back what can be passed on now."""
         parts: list[bytes] = []

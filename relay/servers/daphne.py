@@ -18,16 +18,27 @@ from typing import Any
 
 import daphne.cli
 import daphne.server
+from autobahn.websocket.protocol import FrameHeader
 from autobahn.websocket.types import ConnectionDeny
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
 from twisted.internet import defer, reactor
 from twisted.internet.interfaces import IPushProducer
+from twisted.logger import (
+    FilteringLogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    STDLibLogObserver,
+    globalLogPublisher,
+)
 from zope.interface import implementer
 
 from relay import conf, servers
 from relay.closing import ABNORMAL, NO_STATUS, clip
 from relay.flow import WaterMarks
+from relay.frames import CLOSE, Control
+from relay.links import SPLICE_EXTENSION, Meter
 from relay.servers.inbox import Inbox, Message
+from relay.servers.splice import Splice
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("relay.access")
@@ -77,6 +88,13 @@ class RelayWebSocketProtocol(WebSocketProtocol):  # type: ignore[misc] # Daphne 
         # The close that the application was or will be told: code, reason, clean. None while open.
         self.ending: tuple[int, str, bool] | None = None
         self._denial: Message | None = None
+        self.gone = False
+        # Once spliced: where the frames go that come in here, and whose frames are written here.
+        self._outgoing: Splice | None = None
+        self._incoming: Splice | None = None
+        # Control frames that wait for the end of a half forwarded frame, as opcode and payload.
+        self._held: list[tuple[int, bytes]] = []
+        self._payload_written = 0
         # The HTTP channel has the place of the producer until now: it would pause *reading* when there's
         # no room to write, and never tell us.
         self.transport.unregisterProducer()
@@ -96,10 +114,14 @@ class RelayWebSocketProtocol(WebSocketProtocol):  # type: ignore[misc] # Daphne 
     def pauseProducing(self) -> None:
         """More bytes are unsent than the high mark: senders wait."""
         self._room.clear()
+        if self._incoming is not None:
+            self._incoming.source.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         """The kernel has taken all: senders go on."""
         self._room.set()
+        if self._incoming is not None:
+            self._incoming.source.transport.resumeProducing()
 
     def stopProducing(self) -> None:
         """The transport is gone: senders are woken, and find the socket closed."""
@@ -117,13 +139,42 @@ class RelayWebSocketProtocol(WebSocketProtocol):  # type: ignore[misc] # Daphne 
         return super().onConnect(request)
 
     def dataReceived(self, data: bytes) -> None:
-        # Straight on: autobahn formats a debug line for each read here, whether it's wanted or not.
-        self._dataReceived(data)
+        if self._outgoing is None:
+            # Straight on: autobahn formats a debug line for each read here, whether it's wanted or not.
+            self._dataReceived(data)
+            return
+        controls, failure = self._outgoing.feed(data)
+        if self.autoPingTimeoutCall is not None:
+            self._cancelAutoPingTimeoutCall()
+        for control in controls:
+            self._take_control(control)
+        if failure is not None:
+            self._fail_connection(failure.code, failure.text)
+            self._no_more_writes()
+
+    def _take_control(self, control: Control) -> None:
+        """Have autobahn handle a control frame as if it had read it."""
+        if self.state == self.STATE_CLOSED:
+            return
+        size = len(control.payload)
+        self.current_frame = FrameHeader(control.opcode, True, 0, size, None)
+        self.control_frame_data = [control.payload]
+        self.processControlFrame()
+        self.current_frame = None
+
+    def _no_more_writes(self) -> None:
+        """After a failure: the client sees the close frame and the end, and what it still sends is read and
+        thrown away, as closing with unread data would make the kernel send a reset instead."""
+        self.transport.unregisterProducer()
+        if hasattr(self.transport, "loseWriteConnection"):
+            self.transport.loseWriteConnection()
+        else:
+            self.transport.loseConnection()
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         if self.ending is not None:
             return
-        self.last_ping = self.clock()
+        self.last_ping = time.time()
         if isBinary:
             message = {"type": "websocket.receive", "bytes": payload}
         else:
@@ -147,6 +198,7 @@ class RelayWebSocketProtocol(WebSocketProtocol):  # type: ignore[misc] # Daphne 
         super()._fail_connection(code, reason)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+        self.gone = True
         self._end(ABNORMAL, "", clean=False)
         self._room.set()
         self.server.protocol_disconnected(self)
@@ -185,12 +237,10 @@ class RelayWebSocketProtocol(WebSocketProtocol):  # type: ignore[misc] # Daphne 
                 await self._room.wait()
             if self.ending is not None or self.state != self.STATE_OPEN:
                 raise OSError("the socket is closed")
-            data = message.get("bytes")
-            if data is not None:
-                self.transport.write(header(BINARY, len(data)) + data)
-            else:
-                data = message["text"].encode()
-                self.transport.write(header(TEXT, len(data)) + data)
+            data, first = message.get("bytes"), BINARY
+            if data is None:
+                data, first = message["text"].encode(), TEXT
+            self.write([header(first, len(data)) + data], len(data))
         elif kind == "websocket.accept":
             self._accept(message)
         elif kind == "websocket.close":
@@ -201,6 +251,75 @@ class RelayWebSocketProtocol(WebSocketProtocol):  # type: ignore[misc] # Daphne 
             self._deny(message)
         else:
             raise ValueError(f"unknown message type {kind}")
+
+    def write(self, parts: list[bytes], payload_bytes: int) -> None:
+        """Hand frames to the transport; `payload_bytes` of them are payload of data frames."""
+        self._payload_written += payload_bytes
+        self.transport.writeSequence(parts)
+
+    # Spliceable
+
+    def splice(self, peer: "RelayWebSocketProtocol", meter: Meter) -> bool:
+        """See `Spliceable.splice`."""
+        half_received = self.inside_message or self.current_frame is not None
+        if half_received or len(self.inbox) or not (self.takes_frames and peer.takes_frames):
+            return False
+        self._outgoing = Splice(self, peer, meter, conf.current().max_message_bytes)
+        peer.take_from(self._outgoing)
+        # The beginning of a frame that autobahn keeps until its header is complete.
+        begun = bytes(self.data)  # type: ignore[has-type] # autobahn's, which has no types
+        self.data = b""
+        if begun:
+            self.dataReceived(begun)
+        return True
+
+    def take_from(self, incoming: Splice) -> None:
+        """From now on `incoming` writes here, and pauses when there's no room."""
+        self._incoming = incoming
+        if not self._room.is_set():
+            incoming.source.transport.pauseProducing()
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether data frames may be written: open, or closing but inside a frame that has to be finished."""
+        return (self.ending is None and self.state == self.STATE_OPEN) or bool(self._held)
+
+    @property
+    def holding(self) -> bool:
+        """Whether control frames wait for the end of a frame."""
+        return bool(self._held)
+
+    def release(self) -> None:
+        """The frame that was being forwarded is whole: write what had to wait."""
+        held, self._held = self._held, []
+        for opcode, payload in held:
+            super().sendFrame(opcode, payload)
+
+    def sendFrame(self, opcode: int, payload: bytes = b"", **options: Any) -> None:
+        """Autobahn's way to write control frames; never inside a frame that is half forwarded."""
+        if self._incoming is None or not self._incoming.mid_frame:
+            super().sendFrame(opcode, payload, **options)
+        elif opcode == CLOSE and self._incoming.dead:
+            # The rest of the frame will never come, so nothing can follow it.
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
+        else:
+            self._held.append((opcode, payload))
+
+    @property
+    def unsent_bytes(self) -> int:
+        """See `Spliceable.unsent_bytes`."""
+        transport, unsent = self.transport, 0
+        while transport is not None:  # under TLS there is a buffer on each level
+            unsent += len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0)
+            unsent += getattr(transport, "_tempDataLen", 0)
+            transport = getattr(transport, "transport", None)
+        return unsent
+
+    @property
+    def taken_bytes(self) -> int:
+        """See `Spliceable.taken_bytes`."""
+        return self._payload_written - self.unsent_bytes
 
     def _accept(self, message: Message) -> None:
         if not hasattr(self, "handshake_deferred") or self.ending is not None:
@@ -242,23 +361,33 @@ class RelayWebSocketProtocol(WebSocketProtocol):  # type: ignore[misc] # Daphne 
 
     # Time-outs
 
-    @staticmethod
-    def clock() -> float:
-        """Seconds, for the keepalive."""
-        return time.time()
-
     def check_timeouts(self) -> None:
-        """Called by Daphne every two seconds."""
-        if self.inbox.paused and self.state == self.STATE_OPEN:
-            # Its pong can't be read while we don't read: no deadline. The ping itself still shows
-            # a peer whose host answers with a reset.
-            if self.autoPingTimeoutCall is not None:
-                self._cancelAutoPingTimeoutCall()
-            if self.clock() - self.last_ping > self.server.ping_interval:
-                self.last_ping = self.clock()
-                self.sendPing()
+        """Called by Daphne every two seconds: the upgrade's deadline, and the keepalive."""
+        now = time.time()
+        if self.state == self.STATE_CONNECTING:
+            if now - self.socket_opened > self.server.websocket_connect_timeout and hasattr(
+                self, "handshake_deferred"
+            ):
+                self.serverReject()
             return
-        super().check_timeouts()
+        if self.state != self.STATE_OPEN:
+            return
+        paused = self.inbox.paused or (self._outgoing is not None and not self._outgoing.target.has_room)
+        if paused and self.autoPingTimeoutCall is not None:
+            # Its pong can't be read while we don't read: no deadline.
+            self._cancelAutoPingTimeoutCall()
+        if now - self.last_ping > self.server.ping_interval:
+            self.last_ping = now
+            if paused:
+                # A host that is there, but knows nothing of the connection any more, answers with a reset.
+                self.sendPing()
+            else:
+                self._sendAutoPing()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether fewer bytes than the high mark are unsent."""
+        return self._room.is_set()
 
     def dropConnection(self, abort: bool = False) -> None:
         if not self.wasClean:
@@ -312,6 +441,10 @@ class RelayServer(daphne.server.Server):  # type: ignore[misc]
             echoCloseCodeReason=True,
             closeHandshakeTimeout=self.settings.close_seconds,
         )
+        # Daphne sends Twisted's log to nowhere, and with it every error raised inside a protocol.
+        critical = LogLevelFilterPredicate(defaultLogLevel=LogLevel.critical)
+        observer = FilteringLogObserver(STDLibLogObserver(__name__), [critical])
+        globalLogPublisher.addObserver(observer)
         if self._handle_signals:
             for number in (signal.SIGTERM, signal.SIGINT):
                 reactor._asyncioEventloop.add_signal_handler(number, self._on_signal, number)
@@ -325,6 +458,8 @@ class RelayServer(daphne.server.Server):  # type: ignore[misc]
             return super().create_application(protocol, scope)
         scope["asgi"] = ASGI
         scope["extensions"] = {"websocket.http.response": {}}
+        if self.settings.splice:
+            scope["extensions"][SPLICE_EXTENSION] = {"connection": protocol}
         application = self.application(scope=scope, receive=protocol.inbox.get, send=protocol.reply)
         task = asyncio.ensure_future(application)
         self.connections[protocol]["application_instance"] = task
