@@ -60,3 +60,10 @@ lock: $(VENV)/.tests ## compile the two requirement files from pyproject.toml
 		--custom-compile-command "make lock" pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
 		--custom-compile-command "make lock" -c requirements.txt --extra test pyproject.toml -o tests/requirements.txt
+
+.PHONY: fuzz
+fuzz: $(VENV)/.tests ## fuzz the frame forwarder against the websockets library (FUZZ_SECONDS, 60)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3"
+	@mkdir -p var/fuzz
+	$(BIN)/python -m tests.fuzz.fuzz_frames var/fuzz tests/fuzz/corpus -artifact_prefix=var/fuzz/crash- \
+		-max_len=400 -max_total_time=$(or $(FUZZ_SECONDS),60)
