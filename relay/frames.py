@@ -47,7 +47,7 @@ _REGISTERED_CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)}
 _MIN_RUN = 8  # frames; below it, looking for a run costs more than it saves
 _MIN_RUN_BYTES = 512  # the same in bytes, for a chunk that holds one small frame
 _SMALL_BYTES = 4096  # parts smaller than this on average are joined; above it the copy costs more
-_VIEW_BYTES = 2048  # from here on a memoryview costs less than the copy that a slice of bytes makes
+_VIEW_BYTES = 16_384  # from here on a memoryview costs less than the copy that a slice of bytes makes
 
 
 class Control(NamedTuple):
