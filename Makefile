@@ -80,3 +80,9 @@ test-all: $(VENV)/.tests var/.packages ## the tests that need Debian's packages,
 
 clean: ## remove what the other targets made, runtime data excepted
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage *.egg-info
+.PHONY: fuzz
+fuzz: $(VENV)/.tests ## fuzz the frame forwarder against the websockets library (FUZZ_SECONDS, 60)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3"
+	@mkdir -p var/fuzz
+	$(BIN)/python -m tests.fuzz.fuzz_frames var/fuzz tests/fuzz/corpus -artifact_prefix=var/fuzz/crash- \
+		-max_len=400 -max_total_time=$(or $(FUZZ_SECONDS),60)

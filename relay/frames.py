@@ -11,7 +11,11 @@ This is the hottest code of the relay, so `Forwarder.feed` has three ways, from 
 2. A complete unfragmented message of at most 65,535 bytes is handled with a few integer operations.
 3. Anything else goes header by header and piece by piece through methods that keep the RFC's rules.
 
-{MEASURED}
+Measured on CPython 3.11, 64 KiB chunks, process time on a shared machine, best of 15: 128 B binary 212 ns a
+frame, text 230 ns (not ASCII 480 ns); the second way 620 and 670 ns; 64 KiB frames 8.3 GB/s, where
+`apply_mask` alone gives 12 on a slice and 20 on a memoryview. `wsaccel` unmasks large payloads at 0.9 GB/s,
+numpy at 9. For runs of 128 B frames numpy took 55 ns where the comprehension took 190 in the same run, but
+only for payloads that are a multiple of four bytes, and it is a heavy dependency for that one case.
 """
 
 from codecs import utf_8_decode
@@ -43,7 +47,7 @@ _REGISTERED_CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)}
 _MIN_RUN = 8  # frames; below it, looking for a run costs more than it saves
 _MIN_RUN_BYTES = 512  # the same in bytes, for a chunk that holds one small frame
 _SMALL_BYTES = 4096  # parts smaller than this on average are joined; above it the copy costs more
-_VIEW_BYTES = 2048  # from here on a memoryview costs less than the copy that a slice of bytes makes
+_VIEW_BYTES = 16_384  # from here on a memoryview costs less than the copy that a slice of bytes makes
 
 
 class Control(NamedTuple):
@@ -88,7 +92,7 @@ _SHORT_HEADERS = {first: [bytes((first, length)) for length in range(126)] for f
 
 @lru_cache(maxsize=64)
 def _run_layout(header_bytes: int, length: int) -> Struct:
-    """Reads (mask, payload) from each frame of a run; kept, for making one costs as much as ten frames."""
+    """Reads (mask, payload) from each frame of a run; kept, for its format takes long to parse."""
     return Struct(f"{header_bytes}x4s{length}s")
 
 
