@@ -154,8 +154,8 @@ listen bench
 
 
 TUTORIAL_WINDOW = 32
-"""The tutorial's layers hold 100 messages per channel, own ones included, and drop what comes beyond. The load
-stays below that, or there would be nothing to measure but loss."""
+"""The tutorial's layers hold 100 messages per channel, own ones included, and drop what comes beyond. The
+load stays below that, or there would be nothing to measure but loss."""
 
 CONTESTANTS = (
     Contestant(

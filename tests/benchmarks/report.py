@@ -92,6 +92,11 @@ def _present(cell: Cell, figure: str) -> list[float]:
     return [value for value in cell.values(figure) if value is not None]
 
 
+def _median(cell: Cell, figure: str, show: Format) -> str:
+    values = _present(cell, figure)
+    return show(median(values)) if values else "too few"
+
+
 def _ratio(results: Results, workload: str, figure: str, ours: str, theirs: str) -> float | None:
     cells = results.get(workload, {})
     if ours not in cells or theirs not in cells:
@@ -231,7 +236,7 @@ def _table(workload: str, cells: dict[str, Cell], results: Results) -> list[str]
             first[2](median(values)),
             _percent(spread(values)) if len(values) > 1 else "",
             f"{ratio:.2f}" if ratio is not None else "",
-            *(show(median(_present(cell, figure))) for _, figure, show in columns[1:]),
+            *(_median(cell, figure, show) for _, figure, show in columns[1:]),
         ]
         lines.append(f"| {' | '.join(shown)} |")
     return lines + notes
