@@ -48,7 +48,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         default=list(plan.WORKLOADS),
         help=f"workloads: {', '.join(plan.BY_NAME)}",
     )
-    parser.add_argument("--repeat", type=int, metavar="N", help="repetitions; 5, or 1 with --quick")
+    parser.add_argument("--repeat", type=int, metavar="N", help="repetitions; 7, or 1 with --quick")
     parser.add_argument("--seconds", type=float, metavar="S", help="duration in place of each workload's own")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", default=contestants.VAR, help="default: var/bench"
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(sys.argv[1:] if argv is None else argv)
     # SIGTERM ends it as Ctrl-C does: through the `finally` that stops all servers.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    repetitions = options.repeat or (1 if options.quick else 5)
+    repetitions = options.repeat or (1 if options.quick else 7)
     started = datetime.now(UTC)
     about = {
         "when": started.strftime("%Y-%m-%d %H:%M UTC"),

@@ -32,17 +32,17 @@ WORKLOADS = (
         fresh=True,
         once=True,
     ),
-    Workload("small", "128 B frames, one pair, many per write", {"seconds": 2.0}, {"seconds": 0.25}),
+    Workload("small", "128 B frames, one pair, many per write", {"seconds": 1.0}, {"seconds": 0.25}),
     Workload(
-        "paced", "128 B frames, one pair, one per write, 1 ms apart", {"seconds": 2.0}, {"seconds": 0.25}
+        "paced", "128 B frames, one pair, one per write, 1 ms apart", {"seconds": 1.0}, {"seconds": 0.25}
     ),
-    Workload("large", "64 KiB frames, one pair", {"seconds": 2.0}, {"seconds": 0.25}),
-    Workload("huge", "1 MiB messages, one pair", {"seconds": 2.0}, {"seconds": 0.25}),
+    Workload("large", "64 KiB frames, one pair", {"seconds": 1.0}, {"seconds": 0.25}),
+    Workload("huge", "1 MiB messages, one pair", {"seconds": 1.0}, {"seconds": 0.25}),
     Workload(
-        "mixed", "100-1200 B with bursts of 16 KiB, both directions", {"seconds": 2.0}, {"seconds": 0.25}
+        "mixed", "100-1200 B with bursts of 16 KiB, both directions", {"seconds": 1.0}, {"seconds": 0.25}
     ),
-    Workload("rtt", "128 B back and forth, one pair", {"seconds": 2.0}, {"seconds": 0.25}),
-    Workload("pairs", "128 B frames, 200 pairs at once", {"seconds": 4.0}, {"seconds": 0.4}),
+    Workload("rtt", "128 B back and forth, one pair", {"seconds": 1.0}, {"seconds": 0.25}),
+    Workload("pairs", "128 B frames, 200 pairs at once", {"seconds": 3.0}, {"seconds": 0.4}),
     Workload(
         "stalled",
         "a sender pushes at a peer that reads nothing",
