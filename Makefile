@@ -68,3 +68,23 @@ lock: $(VENV)/.tests ## compile the two requirement files from pyproject.toml
 		--custom-compile-command "make lock" pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
 		--custom-compile-command "make lock" -c requirements.txt --extra test pyproject.toml -o tests/requirements.txt
+
+# Branch coverage of the modules without I/O, which are tested to the last branch.
+PURE := session grants flow closing roles
+
+coverage: $(VENV)/.tests
+	$(BIN)/python -m pytest --quiet tests/unit $(PURE:%=--cov=relay.%) --cov-branch \
+		--cov-report=term-missing --cov-fail-under=100
+
+check: lint types imports migrations-check coverage test ## all that has to be green before a commit
+
+var/.packages:
+	@mkdir -p var
+	sh .ci/packages
+	@touch $@
+
+test-all: $(VENV)/.tests var/.packages ## the tests that need Debian's packages, which it installs (as root)
+	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
+
+clean: ## remove what the other targets made, runtime data excepted
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage *.egg-info

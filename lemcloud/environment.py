@@ -9,7 +9,7 @@ from typing import Any, Literal
 import dj_database_url
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from relay.conf import SettingError
+from relay.conf import SettingError, expectation
 
 VARIABLES = frozenset(
     {
@@ -32,7 +32,7 @@ class Environment(BaseModel):
     debug: bool = Field(False, alias="DEBUG")
     port: int = Field(8001, ge=0, le=65535, alias="PORT")
     allowed_hosts: list[str] = Field(["localhost", "127.0.0.1", "[::1]"], alias="ALLOWED_HOSTS")
-    redis_url: str = Field("", alias="REDIS_URL", pattern=r"^((rediss?|unix)://\S+)?$")
+    redis_url: str = Field("", alias="REDIS_URL")
     database: dict[str, Any] = Field({}, alias="DATABASE_URL")
     secret_key: str = Field("", alias="SECRET_KEY")
     var_dir: Path = Field(Path("var"), alias="RELAY_VAR_DIR")
@@ -48,6 +48,13 @@ class Environment(BaseModel):
     @classmethod
     def _split_hosts(cls, given: str) -> list[str]:
         return [host.strip() for host in given.split(",") if host.strip()]
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, given: str) -> str:
+        if not given.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("expected a URL like redis://host:6379/0")
+        return given
 
     @field_validator("database", mode="before")
     @classmethod
@@ -89,8 +96,7 @@ def read(environ: Mapping[str, str], base_dir: Path) -> Environment:
         first = error.errors()[0]
         name = str(first["loc"][0])
         given = "a value that is not shown" if name in SECRETS else repr(environ[name])
-        expected = first["msg"].removeprefix("Value error, ")
-        raise SettingError(f"{name}: got {given}; {expected[0].lower()}{expected[1:]}") from None
+        raise SettingError(f"{name}: got {given}; {expectation(first['msg'])}") from None
     if not env.jwt_algorithm.startswith("HS") and not env.jwt_public_key:
         raise SettingError(
             f"RELAY_JWT_PUBLIC_KEY_FILE: not set; expected the path of a PEM file with the public key, "

@@ -103,6 +103,7 @@ WHITENOISE_AUTOREFRESH = DEBUG
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
+    "filters": {"without_queries": {"()": "lemcloud.logs.WithoutQueries"}},
     "formatters": {
         "text": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
         "line": {"format": "%(message)s"},
@@ -115,6 +116,8 @@ LOGGING = {
     "loggers": {
         "django": {"handlers": [], "level": "INFO", "propagate": True},
         "relay.usage": {"handlers": ["stdout"], "level": "INFO", "propagate": False},
+        # uvicorn logs each upgrade with its query string, which may hold a token.
+        "uvicorn.error": {"filters": ["without_queries"]},
         "relay.access": {"handlers": ["stdout"], "level": "INFO", "propagate": False},
     },
     "root": {"handlers": ["stderr"], "level": "INFO"},

@@ -52,12 +52,12 @@ class RelaySettings(BaseModel):
         "that socket. 65536: room for a handshake and a greeting, not for a file.",
     )
     max_token_bytes: int = Field(
-        8 * KIB,
+        4 * KIB,
         ge=256,
         le=64 * KIB,
         alias="RELAY_MAX_TOKEN_BYTES",
-        description="Longest token that is looked at, in bytes. 8192: several times any real one, and what "
-        "HTTP servers commonly allow a header.",
+        description="Longest token that is looked at, in bytes. 4096: several times any real one, and half "
+        "of what HTTP servers commonly allow a line.",
     )
     read_high_bytes: int = Field(
         256 * KIB,
@@ -86,6 +86,13 @@ class RelaySettings(BaseModel):
         description="Daphne: unsent bytes at which a waiting sender goes on. 65536: the socket stays busy "
         "while the sender wakes up.",
     )
+    admit_seconds: float = Field(
+        5,
+        gt=0,
+        alias="RELAY_ADMIT_SECONDS",
+        description="Seconds that the backends needed to admit a leg may take before it is refused as "
+        "unavailable. 5: a client retries sooner than a person gives up.",
+    )
     stall_seconds: float = Field(
         30,
         gt=0,
@@ -109,6 +116,23 @@ class RelaySettings(BaseModel):
         "one drains gently. 10: close at once, as container engines wait 10 s before they kill.",
     )
 
+    ledger_batch_seconds: float = Field(
+        0.1,
+        ge=0,
+        le=10,
+        alias="RELAY_LEDGER_BATCH_SECONDS",
+        description="Seconds a usage record waits for others to share its transaction. 0.1: ten transactions "
+        "a second at most, and no more than that is lost when the process is killed.",
+    )
+    ledger_exit_seconds: float = Field(
+        3,
+        ge=0,
+        le=300,
+        alias="RELAY_LEDGER_EXIT_SECONDS",
+        description="Seconds an exiting process waits for its last usage records to be written. 3: what is "
+        "left of the 10 s a container engine waits, after the sockets are closed.",
+    )
+
     @model_validator(mode="after")
     def _marks_are_in_order(self) -> "RelaySettings":
         for low, high in (("read_low_bytes", "read_high_bytes"), ("write_low_bytes", "write_high_bytes")):
@@ -127,7 +151,7 @@ def variable_of(field: str) -> str:
 
 
 def from_environment(environ: Mapping[str, str], known: frozenset[str] = frozenset()) -> RelaySettings:
-    """The settings that `environ` holds, defaults for the rest.
+    """The settings that `environ` holds, defaults for the rest. An empty variable counts as not set.
 
     `known` are further `RELAY_` variables that the project itself reads. Raises `SettingError` for a
     malformed value and for a `RELAY_` variable that nobody reads (most often a typing error).
@@ -138,7 +162,7 @@ def from_environment(environ: Mapping[str, str], known: frozenset[str] = frozens
             near = difflib.get_close_matches(name, names | known, n=1)
             hint = f"did you mean {near[0]}?" if near else "see the README's table of settings"
             raise SettingError(f"{name}: no such setting; {hint}")
-    return build({name: environ[name] for name in names if name in environ})
+    return build({name: environ[name] for name in names if environ.get(name)})
 
 
 def build(values: Mapping[str, Any]) -> RelaySettings:
@@ -150,10 +174,14 @@ def build(values: Mapping[str, Any]) -> RelaySettings:
         if not first["loc"]:
             raise SettingError(str(first["ctx"]["error"])) from None
         name = str(first["loc"][0])
-        if name not in {variable_of(field) for field in RelaySettings.model_fields}:
-            name = variable_of(name) if name in RelaySettings.model_fields else name
-        expected = first["msg"][0].lower() + first["msg"][1:]
-        raise SettingError(f"{name}: got {first['input']!r}; {expected}") from None
+        name = variable_of(name) if name in RelaySettings.model_fields else name
+        raise SettingError(f"{name}: got {first['input']!r}; {expectation(first['msg'])}") from None
+
+
+def expectation(message: str) -> str:
+    """What pydantic found wrong, in the words `expected ...`."""
+    message = message.removeprefix("Value error, ").split(", unable to")[0]
+    return message if message.startswith("expected") else message.replace("Input should be", "expected", 1)
 
 
 @cache

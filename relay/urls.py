@@ -4,4 +4,7 @@ from django.urls import path
 
 from relay import views
 
-urlpatterns = [path("health", views.health, name="health")]
+urlpatterns = [
+    path("health", views.health, name="health"),
+    path("relay/<path:session_id>", views.upgrade_required, name="relay"),
+]

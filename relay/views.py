@@ -1,6 +1,6 @@
 """HTTP answers about the relay itself, for balancers and operators."""
 
-from django.http import HttpRequest, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.http import require_safe
 
 
@@ -8,3 +8,11 @@ from django.views.decorators.http import require_safe
 def health(request: HttpRequest) -> JsonResponse:
     """200 while the process serves, whatever its backends do: a reason to keep it, not to send it work."""
     return JsonResponse({"status": "ok"})
+
+
+def upgrade_required(request: HttpRequest, session_id: str) -> HttpResponse:
+    """426 for plain HTTP to a session's URL: the hint that whoever tries it with curl needs."""
+    text = "This is a WebSocket endpoint: connect with ws:// or wss:// and a token.\n"
+    return HttpResponse(
+        text, status=426, content_type="text/plain", headers={"Upgrade": "websocket", "Connection": "Upgrade"}
+    )

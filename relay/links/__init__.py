@@ -32,3 +32,11 @@ class Spliceable(Protocol):
         Starts at a message boundary, once the application has taken all that was queued. Returns when
         this socket is closing or gone: what ended it is the next event of `receive()`.
         """
+
+
+class MessageTooBig(Exception):
+    """A message of `size` bytes is over the limit."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        super().__init__(f"a message of {size} bytes")

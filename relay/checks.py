@@ -1,0 +1,45 @@
+"""System checks: what a project that mounts the relay may have forgotten. Ids are stable."""
+
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+
+from relay import conf
+
+MIN_SECRET_KEY_BYTES = 32
+"""Shortest key for HS256: the length of its hash (RFC 7518 section 3.2)."""
+
+
+@register(Tags.compatibility)
+def settings_are_usable(**_: Any) -> list[CheckMessage]:
+    """relay.E001: `RELAY` has an unknown or malformed entry."""
+    try:
+        conf.current()
+    except conf.SettingError as error:
+        return [Error(f"RELAY: {error}", hint="See relay.conf.RelaySettings.", id="relay.E001")]
+    return []
+
+
+@register(Tags.compatibility)
+def there_is_a_channel_layer(**_: Any) -> list[CheckMessage]:
+    """relay.E002: no default channel layer, without which a session can't be closed from outside."""
+    if "default" in getattr(settings, "CHANNEL_LAYERS", {}):
+        return []
+    hint = "Add a default channel layer; channels.layers.InMemoryChannelLayer serves a single process."
+    return [Error("CHANNEL_LAYERS has no default.", hint=hint, id="relay.E002")]
+
+
+@register(Tags.security)
+def the_secret_key_is_long_enough(**_: Any) -> list[CheckMessage]:
+    """relay.W001: the key that signs HS256 tokens is shorter than its hash, so it can be guessed."""
+    algorithm = getattr(settings, "SIMPLE_JWT", {}).get("ALGORITHM", "HS256")
+    if not algorithm.startswith("HS") or len(settings.SECRET_KEY.encode()) >= MIN_SECRET_KEY_BYTES:
+        return []
+    return [
+        Warning(
+            f"SECRET_KEY is shorter than {MIN_SECRET_KEY_BYTES} bytes, too short for {algorithm} tokens.",
+            hint="Make one with: python -c 'import secrets; print(secrets.token_urlsafe(48))'",
+            id="relay.W001",
+        )
+    ]

@@ -1,0 +1,190 @@
+"""What the ledger is told: a session and its legs as they stand at one moment, and the log line of an end.
+
+Pure values. Times are aware datetimes, kept in UTC and cut to the millisecond; durations are whole
+milliseconds, so that waiting and paired add up to the duration exactly in the row, the line and the export.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from relay.closing import MAX_REASON_BYTES
+from relay.models import ADDRESS_LENGTH, NAME_LENGTH, SESSION_ID_LENGTH
+
+LINE_FIELDS = (
+    "session_id",
+    "duration_seconds",
+    "bytes_client_to_server",
+    "bytes_server_to_client",
+    "total_bytes",
+    "timestamp",
+    "session_uuid",
+    "account_id",
+    "reason",
+    "waiting_seconds",
+    "paired_seconds",
+    "frames_client_to_server",
+    "frames_server_to_client",
+)
+"""The names in a log line after `event`, in their order; exports have the same."""
+
+
+def milliseconds(seconds: float) -> int:
+    """A duration of a monotonic clock in whole milliseconds, rounded once; never negative."""
+    return max(0, round(seconds * 1000))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegRecord:
+    """One leg. Live while `left_at` is None; once that is written, nothing changes the row any more.
+
+    Texts that a database can't hold (NUL, lone surrogates, too long) are made fit, never refused: they come
+    from tokens and sockets, and a usage record must not be lost over one. Raises `ValueError` for a time
+    without a time zone.
+    """
+
+    leg_uuid: UUID
+    role: str
+    """`client` or `server`."""
+    joined_at: datetime
+    subject: str = ""
+    account_id: str | None = None
+    token_id: str = ""
+    """The token's `jti`, empty without one."""
+    address: str = ""
+    node: str = ""
+    left_at: datetime | None = None
+    bytes_received: int = 0
+    """Payload bytes handed to this participant's connection."""
+    frames_received: int = 0
+    close_code: int | None = None
+    """RFC 6455 section 7.4; None while live or where the connection dropped without one."""
+    close_reason: str = ""
+    """The text of the close frame, at most 123 bytes of UTF-8."""
+
+    def __post_init__(self) -> None:
+        _make_fit(
+            self,
+            texts={
+                "subject": NAME_LENGTH,
+                "account_id": NAME_LENGTH,
+                "token_id": NAME_LENGTH,
+                "address": ADDRESS_LENGTH,
+                "node": NAME_LENGTH,
+                "close_reason": MAX_REASON_BYTES,
+            },
+            times=("joined_at", "left_at"),
+        )
+
+    @property
+    def closed(self) -> bool:
+        return self.left_at is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRecord:
+    """One session. Live while `timestamp` is None; closed with a `reason` and the `timestamp` of its end.
+
+    Raises `ValueError` for a time without a time zone and for an end without a reason, or the reverse. Texts
+    are made fit as in `LegRecord`.
+    """
+
+    session_uuid: UUID
+    session_id: str
+    started_at: datetime
+    account_id: str | None = None
+    waiting_ms: int = 0
+    """Whole milliseconds from the first leg's join to the second's, or to the end (see `milliseconds`)."""
+    paired_ms: int = 0
+    """Whole milliseconds from the second leg's join to the end."""
+    bytes_client_to_server: int = 0
+    bytes_server_to_client: int = 0
+    frames_client_to_server: int = 0
+    frames_server_to_client: int = 0
+    paired_at: datetime | None = None
+    timestamp: datetime | None = None
+    reason: str = ""
+    """A word of `relay.closing.CloseReason`, empty while live."""
+    node: str = ""
+    legs: tuple[LegRecord, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.closed != bool(self.reason):
+            raise ValueError("a closed session has both timestamp and reason, a live one neither")
+        _make_fit(
+            self,
+            texts={"session_id": SESSION_ID_LENGTH, "account_id": NAME_LENGTH, "node": NAME_LENGTH},
+            times=("started_at", "paired_at", "timestamp"),
+        )
+
+    @property
+    def closed(self) -> bool:
+        return self.timestamp is not None
+
+    @property
+    def waiting_seconds(self) -> float:
+        return self.waiting_ms / 1000
+
+    @property
+    def paired_seconds(self) -> float:
+        return self.paired_ms / 1000
+
+    @property
+    def duration_seconds(self) -> float:
+        return (self.waiting_ms + self.paired_ms) / 1000
+
+    @property
+    def total_bytes(self) -> int:
+        return self.bytes_client_to_server + self.bytes_server_to_client
+
+
+def merge(older: SessionRecord | None, newer: SessionRecord) -> SessionRecord:
+    """What is known after `newer` came on top of `older`: what has ended stays, else the newer counts.
+
+    The same rule as the upsert's in the database, so that a record means the same whether it waited in
+    memory or was written. A leg may leave after its session has closed.
+    """
+    if older is None:
+        return newer
+    legs = {leg.leg_uuid: leg for leg in older.legs}
+    for leg in newer.legs:
+        if leg.leg_uuid not in legs or not legs[leg.leg_uuid].closed:
+            legs[leg.leg_uuid] = leg
+    return replace(older if older.closed else newer, legs=tuple(legs.values()))
+
+
+def iso(moment: datetime) -> str:
+    """ISO 8601 in UTC with milliseconds and `Z`; `moment` is aware."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def plain(value: Any) -> Any:
+    """A field's value as the log line and the exports show it: times as `iso`, a UUID with its hyphens."""
+    if isinstance(value, datetime):
+        return iso(value)
+    return str(value) if isinstance(value, UUID) else value
+
+
+def log_line(record: SessionRecord) -> str:
+    """The `session_closed` JSON line of a closed session (DESIGN section 8): ASCII, without the newline."""
+    line = {"event": "session_closed"}
+    line.update((name, plain(getattr(record, name))) for name in LINE_FIELDS)
+    return json.dumps(line)
+
+
+def _make_fit(record: SessionRecord | LegRecord, texts: dict[str, int], times: tuple[str, ...]) -> None:
+    for name, length in texts.items():
+        text = getattr(record, name)
+        if text:
+            fit = text.encode(errors="replace").decode().replace("\0", "\ufffd")[:length]
+            object.__setattr__(record, name, fit)
+    for name in times:
+        moment = getattr(record, name)
+        if moment is None:
+            continue
+        if moment.tzinfo is None:
+            raise ValueError(f"{name}: {moment} has no time zone")
+        moment = moment.astimezone(UTC)
+        object.__setattr__(record, name, moment.replace(microsecond=moment.microsecond // 1000 * 1000))

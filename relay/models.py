@@ -1,0 +1,112 @@
+"""The usage records as tables: one row per session, one per leg. `relay.ledger` writes them, nobody else.
+
+A row is live until its end is written (`timestamp` of a session, `left_at` of a leg); from then on it never
+changes. There is no method here that changes one, and a correction is a new record.
+"""
+
+from typing import ClassVar
+
+from django.db import models
+
+from relay.closing import MAX_REASON_BYTES, CloseReason
+
+SESSION_ID_LENGTH = 128
+"""Characters of a session id at most, as in the path of the URL."""
+
+NAME_LENGTH = 255
+"""Characters kept of an account, subject, token id or node; what identity providers commonly allow."""
+
+ADDRESS_LENGTH = 64
+"""Characters kept of an address: an IPv6 address with a zone takes up to 61."""
+
+
+class RelaySession(models.Model):
+    """One rendezvous of two legs. The columns that the `session_closed` log line has bear its names."""
+
+    session_uuid = models.UUIDField("UUID", primary_key=True, editable=False)
+    session_id = models.CharField("session", max_length=SESSION_ID_LENGTH)
+    account_id = models.CharField(  # noqa: DJ001 - null is "no account", as in the log line
+        "account", max_length=NAME_LENGTH, null=True, blank=True
+    )
+    duration_seconds = models.FloatField("duration in seconds", default=0)
+    waiting_seconds = models.FloatField("waited for the peer, in seconds", default=0)
+    paired_seconds = models.FloatField("paired, in seconds", default=0)
+    bytes_client_to_server = models.BigIntegerField("bytes from client to server", default=0)
+    bytes_server_to_client = models.BigIntegerField("bytes from server to client", default=0)
+    total_bytes = models.BigIntegerField("bytes both ways", default=0)
+    frames_client_to_server = models.BigIntegerField("frames from client to server", default=0)
+    frames_server_to_client = models.BigIntegerField("frames from server to client", default=0)
+    timestamp = models.DateTimeField("ended", null=True, blank=True)
+    reason = models.CharField(
+        "close reason",
+        max_length=32,
+        blank=True,
+        choices=[(reason.value, reason.value) for reason in CloseReason],
+    )
+    started_at = models.DateTimeField("started")
+    paired_at = models.DateTimeField("paired", null=True, blank=True)
+    node = models.CharField("opened by node", max_length=NAME_LENGTH, blank=True)
+
+    class Meta:
+        verbose_name = "session"
+        # Each index is named after the question that it answers.
+        indexes: ClassVar = [
+            models.Index(fields=["timestamp", "session_uuid"], name="relay_session_ended"),
+            models.Index(
+                fields=["account_id", "timestamp", "session_uuid"], name="relay_session_account_ended"
+            ),
+            models.Index(fields=["started_at", "session_uuid"], name="relay_session_newest_first"),
+            models.Index(fields=["reason", "started_at"], name="relay_session_reason"),
+            models.Index(fields=["session_id", "started_at"], name="relay_session_by_id"),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                name="relay_session_total_is_sum",
+                condition=models.Q(
+                    total_bytes=models.F("bytes_client_to_server") + models.F("bytes_server_to_client")
+                ),
+            ),
+            models.CheckConstraint(
+                name="relay_session_end_has_reason",
+                condition=models.Q(timestamp__isnull=True, reason="")
+                | models.Q(timestamp__isnull=False) & ~models.Q(reason=""),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.session_id} ({self.reason or 'live'})"
+
+
+class RelayLeg(models.Model):
+    """One participant's WebSocket, from accept to close. Written only by the node that holds its socket."""
+
+    class Role(models.TextChoices):
+        CLIENT = "client"
+        SERVER = "server"
+
+    leg_uuid = models.UUIDField("UUID", primary_key=True, editable=False)
+    # Protected: whoever prunes sessions has to say that the legs go too.
+    session = models.ForeignKey(
+        RelaySession, on_delete=models.PROTECT, related_name="legs", db_column="session_uuid"
+    )
+    role = models.CharField(max_length=6, choices=Role.choices)
+    subject = models.CharField(max_length=NAME_LENGTH, blank=True)
+    account_id = models.CharField(  # noqa: DJ001 - null is "no account", as in RelaySession
+        "account", max_length=NAME_LENGTH, null=True, blank=True
+    )
+    token_id = models.CharField("token id (jti)", max_length=NAME_LENGTH, blank=True)
+    address = models.CharField("network address", max_length=ADDRESS_LENGTH, blank=True)
+    node = models.CharField(max_length=NAME_LENGTH, blank=True)
+    joined_at = models.DateTimeField("joined")
+    left_at = models.DateTimeField("left", null=True, blank=True)
+    bytes_received = models.BigIntegerField("bytes delivered to it", default=0)
+    frames_received = models.BigIntegerField("frames delivered to it", default=0)
+    close_code = models.PositiveIntegerField("close code", null=True, blank=True)
+    close_reason = models.CharField("close text", max_length=MAX_REASON_BYTES, blank=True)
+
+    class Meta:
+        verbose_name = "leg"
+        indexes: ClassVar = [models.Index(fields=["subject"], name="relay_leg_subject")]
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.subject}".strip()

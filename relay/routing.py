@@ -1,0 +1,34 @@
+"""WebSocket paths of the relay. A project mounts `application` under `websocket` in its router."""
+
+from typing import Any
+
+from channels.routing import URLRouter
+from django.urls import re_path
+
+from relay.consumers import RelayConsumer
+from relay.middleware import TokenMiddleware
+
+
+async def not_found(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Refuse the upgrade: 404 where the server can say so, else its own refusal (403)."""
+    await receive()
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close"})
+        return
+    body = b"No such path. WebSockets connect to /relay/{session_id}.\n"
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
+
+
+# Django's `re_path` is typed for HTTP views; Channels' router calls these as ASGI applications.
+_consumer: Any = TokenMiddleware(RelayConsumer.as_asgi())
+_not_found: Any = not_found
+
+websocket_urlpatterns = [
+    # Whatever follows, newlines included: the consumer tells the client what a session id is.
+    re_path(r"^relay/(?P<session_id>(?s:.*))$", _consumer),
+    re_path(r"", _not_found),
+]
+
+application = URLRouter(websocket_urlpatterns)

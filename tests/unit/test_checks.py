@@ -1,0 +1,43 @@
+"""Promises of `relay.checks`: each finding has a stable id."""
+
+import pytest
+from django.core.checks import run_checks
+
+from relay import conf
+
+
+@pytest.fixture(autouse=True)
+def fresh_settings():
+    conf.current.cache_clear()
+    yield
+    conf.current.cache_clear()
+
+
+def ids() -> set[str]:
+    return {found.id for found in run_checks() if found.id.startswith("relay.")}
+
+
+def test_the_project_itself_has_nothing_to_complain_about():
+    assert not ids()
+
+
+@pytest.mark.parametrize("given", [{"session_timout": 1}, {"session_timeout": "soon"}])
+def test_bad_relay_settings_are_e001(settings, given):
+    settings.RELAY = given
+    assert ids() == {"relay.E001"}
+
+
+def test_a_missing_channel_layer_is_e002(settings):
+    settings.CHANNEL_LAYERS = {}
+    assert ids() == {"relay.E002"}
+
+
+def test_a_short_secret_key_is_w001(settings):
+    settings.SECRET_KEY = "short"
+    assert ids() == {"relay.W001"}
+
+
+def test_a_short_secret_key_signs_nothing_where_tokens_are_asymmetric(settings):
+    settings.SECRET_KEY = "short"
+    settings.SIMPLE_JWT = {"ALGORITHM": "ES256"}
+    assert not ids()
