@@ -72,8 +72,8 @@ def _ours(place: Place, argv: list[str]) -> Launch:
 
 
 def _relay_daphne(place: Place) -> Launch:
-    # Plain, as the README has it: PORT names the port, and all the rest is at its default.
-    return _ours(place, [str(BIN / "daphne"), "lemcloud.asgi:application"])
+    # Plain, as the README has it; all but the port is at its default.
+    return _ours(place, [str(BIN / "daphne"), "-p", str(place.port), "lemcloud.asgi:application"])
 
 
 def _uvicorn(app: str, port: int) -> list[str]:
