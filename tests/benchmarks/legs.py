@@ -32,7 +32,7 @@ class WorkloadError(Exception):
     """The relay did not do its work; the text is the reason for the table."""
 
 
-class Leg(WSListener):  # type: ignore[misc]
+class Leg(WSListener):
     """One end: counts what arrives, and compares every `check_every`-th frame with what it must be."""
 
     def __init__(self, trace: Trace | None = None, check_every: int = 1) -> None:
@@ -43,7 +43,7 @@ class Leg(WSListener):  # type: ignore[misc]
         self.error = ""
         self.progress: Callable[[], None] = lambda: None
         self.is_server = False
-        self.write_paused = False
+        self._write_paused = False
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def on_ws_connected(self, transport: WSTransport) -> None:
@@ -66,7 +66,7 @@ class Leg(WSListener):  # type: ignore[misc]
                 f"closed by the relay: {frame.get_close_code()} {frame.get_close_reason() or ''}".strip()
             )
             transport.disconnect()
-        else:
+        elif frame.msg_type not in (WSMsgType.PING, WSMsgType.PONG):  # a keepalive is no frame of the peer's
             self.error = f"a {frame.msg_type.name} frame, not the binary one that was sent"
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
@@ -74,10 +74,14 @@ class Leg(WSListener):  # type: ignore[misc]
         self.progress()
 
     def pause_writing(self) -> None:
-        self.write_paused = True
+        self._write_paused = True
 
     def resume_writing(self) -> None:
-        self.write_paused = False
+        self._write_paused = False
+
+    def can_write(self) -> bool:
+        """Whether the transport has room; without, the relay takes no more."""
+        return not self._write_paused
 
     def _check(self, number: int, frame: WSFrame) -> None:
         if self.trace is not None:

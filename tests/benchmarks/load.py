@@ -27,8 +27,8 @@ from .traffic import make_trace, trace_for
 
 Figures = dict[str, float]
 PAIRS = 200
-MIN_BATCHES = 8
-"""Fairness is told only when the fastest pair got this many batches; below, a single one decides."""
+MIN_WINDOWS = 3
+"""Fairness is told only when the pairs had this many windows each on average; below, the start decides."""
 WARM_UP_SHARE = 0.2
 SESSION_PREFIX = uuid.uuid4().hex[:8]
 _session_numbers = itertools.count()
@@ -186,7 +186,7 @@ async def pairs(target: Target, seconds: float) -> Figures:
             frames = sum(s.sent_frames for s in streams) - before
             figures.append(meter.figures(frames, frames * 128))
     one, many = figures
-    if max(counts) >= MIN_BATCHES * trace.masked[0].frames:
+    if sum(counts) / PAIRS >= MIN_WINDOWS * window_bytes / 128:
         many["fairness"] = min(counts) / max(counts)
     return many | {
         "one_pair_cpu_us": one["cpu_us_per_frame"],
@@ -287,25 +287,20 @@ async def stalled(target: Target, bytes_limit: int, seconds: float) -> Figures:
         batches = itertools.cycle(trace.plain if near.is_server else trace.masked)
         accepted, stop_at, moved_at = 0, time.monotonic() + seconds, time.monotonic()
         while time.monotonic() < stop_at and not near.error and accepted < bytes_limit:
-            if near.write_paused:
-                if time.monotonic() - moved_at > patience:
-                    break
-                await asyncio.sleep(0.01)
-            else:
-                for batch in itertools.islice(batches, 16):
-                    if near.write_paused:
-                        break
-                    near.raw.write(batch.wire)
-                    accepted += batch.payload_bytes
+            for batch in itertools.takewhile(lambda _: near.can_write(), itertools.islice(batches, 16)):
+                near.raw.write(batch.wire)
+                accepted += batch.payload_bytes
                 moved_at = time.monotonic()
-                await asyncio.sleep(0)
+            if not near.can_write() and time.monotonic() - moved_at > patience:
+                break
+            await asyncio.sleep(0 if near.can_write() else 0.01)
             if time.monotonic() > sample_at:
                 peak, sample_at = max(peak, tree.rss()), time.monotonic() + 0.02
         await _idle(tree, 1.0)
         return {
             "rss_growth": max(peak, tree.rss()) - start,
             "accepted_bytes": accepted,
-            "held_back": float(near.write_paused),
+            "held_back": float(not near.can_write()),
             "ended_by_relay": float(bool(near.error)),
         }
 
@@ -323,6 +318,10 @@ WORK: dict[str, Callable[..., Awaitable[Figures]]] = {
 }
 
 
+async def _figures(job: Job) -> Figures:
+    return await WORK[job.workload](job.target, **job.options)
+
+
 def main() -> None:
     """Do the jobs of stdin, one after the other, until it ends."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -330,8 +329,7 @@ def main() -> None:
     for line in sys.stdin:
         job = Job.from_json(json.loads(line))
         try:
-            figures = uvloop.run(WORK[job.workload](job.target, **job.options))  # type: ignore[arg-type]
-            answer: dict[str, Any] = {"figures": figures}
+            answer: dict[str, Any] = {"figures": uvloop.run(_figures(job))}
         except WorkloadError as error:
             answer = {"error": str(error)}
         except Exception as error:  # noqa: BLE001 - any failure is this job's answer, the next may work

@@ -42,7 +42,7 @@ WORKLOADS = (
         "mixed", "100-1200 B with bursts of 16 KiB, both directions", {"seconds": 1.0}, {"seconds": 0.25}
     ),
     Workload("rtt", "128 B back and forth, one pair", {"seconds": 1.0}, {"seconds": 0.25}),
-    Workload("pairs", "128 B frames, 200 pairs at once", {"seconds": 3.0}, {"seconds": 0.4}),
+    Workload("pairs", "128 B frames, 200 pairs at once", {"seconds": 3.0}, {"seconds": 0.6}),
     Workload(
         "stalled",
         "a sender pushes at a peer that reads nothing",

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from .contestants import BY_NAME as CONTESTANTS
+from .contestants import TUTORIAL_WINDOW
 from .plan import BY_NAME as WORKLOADS
 from .plan import MIB
 from .runner import Cell, Results
@@ -201,8 +202,15 @@ def markdown(results: Results, about: dict[str, Any]) -> str:
         "",
         f"{about['when']}, {about['size']} run, {about['repetitions']} repetitions, {about['machine']}. "
         "Medians; +- is (max - min) / median; 'to ours' is the median of the ratios within each repetition. "
-        "CPU is user and system time of the server process and its children, without the broker's.",
+        "CPU is user and system time of the server process and its children, without the broker's. "
+        "All frames are counted, and compared with what was sent: each large one of four, each small one of "
+        "16. The sender keeps 256 KiB on the way (2 MiB of 64 KiB frames, 8 MiB of 1 MiB ones, 8 KiB in "
+        f"each of 200 pairs), but {TUTORIAL_WINDOW} frames through the tutorial's layers, which drop "
+        "beyond 100.",
     ]
+    lines += ["", "| contestant | |", "|---|---|"]
+    names = {name: None for cells in results.values() for name in cells}
+    lines += [f"| {name} | {CONTESTANTS[name].title} |" for name in names]
     for workload, cells in results.items():
         lines += ["", f"## {workload}: {WORKLOADS[workload].title}", "", *_table(workload, cells, results)]
     lines += ["", "## Goals", "", "| goal | measured | |", "|---|---|---|"]

@@ -93,7 +93,7 @@ def trace_for(workload: str, window_frames: int) -> tuple[Trace, int]:
     if workload == "small":
         return make_trace([128] * 2048, 64 * KIB, few), 256 * KIB
     if workload == "pairs":
-        return make_trace([128] * 512, 4 * KIB, few), 16 * KIB
+        return make_trace([128] * 512, 2 * KIB, few), 8 * KIB
     if workload == "large":
         return make_trace([64 * KIB] * 16, 64 * KIB), 2 * MIB
     if workload == "huge":

@@ -15,7 +15,7 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 waiting: "Pairing[Leg]" = Pairing()
 
 
-class Leg(WSListener):  # type: ignore[misc]
+class Leg(WSListener):
     """One socket. A frame that comes before the peer is kept, and reading stops until the peer is there."""
 
     def __init__(self, path: str) -> None:

@@ -5,6 +5,7 @@ Back-pressure is uvicorn's: `send` waits while the peer's socket is full, and an
 
 import asyncio
 from contextlib import suppress
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
@@ -34,7 +35,8 @@ async def relay(socket: WebSocket) -> None:
         leg.peer.set_result(other.socket)
     # While the peer is away only the close matters; a frame that comes early is kept, and reading stops.
     early = asyncio.ensure_future(socket.receive())
-    await asyncio.wait([early, leg.peer], return_when=asyncio.FIRST_COMPLETED)
+    either: list[asyncio.Future[Any]] = [early, leg.peer]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     message = await early if early.done() else None
     if message and message["type"] == "websocket.disconnect":
         waiting.leave(path, leg)

@@ -31,7 +31,7 @@ from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from django.urls import path  # noqa: E402
 
 
-class GroupConsumer(AsyncWebsocketConsumer):
+class GroupConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     """Joins the group of its session, sends what it receives to it, and hands on what others sent."""
 
     async def connect(self) -> None:

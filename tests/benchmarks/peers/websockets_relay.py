@@ -6,6 +6,7 @@ Back-pressure is the library's: `send` drains, and the receive queue stops readi
 import asyncio
 import sys
 from contextlib import suppress
+from typing import Any
 
 import uvloop
 from websockets.asyncio.server import ServerConnection, serve
@@ -33,7 +34,8 @@ async def main(port: int) -> None:
             other.peer.set_result(connection)
             leg.peer.set_result(other.connection)
         closed = asyncio.ensure_future(connection.wait_closed())
-        await asyncio.wait([closed, leg.peer], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [closed, leg.peer]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         closed.cancel()
         waiting.leave(path, leg)
         if not leg.peer.done():
