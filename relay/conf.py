@@ -76,15 +76,9 @@ class RelaySettings(BaseModel):
         256 * KIB,
         ge=KIB,
         alias="RELAY_WRITE_HIGH_BYTES",
-        description="Daphne: unsent bytes of one socket at which its sender waits. 262144: above what a "
-        "kernel takes in one call, so that a fast reader never makes the sender wait.",
-    )
-    write_low_bytes: int = Field(
-        64 * KIB,
-        ge=0,
-        alias="RELAY_WRITE_LOW_BYTES",
-        description="Daphne: unsent bytes at which a waiting sender goes on. 65536: the socket stays busy "
-        "while the sender wakes up.",
+        description="Daphne: unsent bytes of one socket at which its sender waits, until the kernel has taken "
+        "them all. 262144: above what a kernel takes in one call, so that a fast reader never makes the "
+        "sender wait.",
     )
     admit_seconds: float = Field(
         5,
@@ -135,13 +129,11 @@ class RelaySettings(BaseModel):
 
     @model_validator(mode="after")
     def _marks_are_in_order(self) -> "RelaySettings":
-        for low, high in (("read_low_bytes", "read_high_bytes"), ("write_low_bytes", "write_high_bytes")):
-            if getattr(self, low) > getattr(self, high):
-                names = variable_of(low), variable_of(high)
-                raise SettingError(
-                    f"{names[0]}: {getattr(self, low)} is above {names[1]} ({getattr(self, high)}); "
-                    f"expected at most that"
-                )
+        if self.read_low_bytes > self.read_high_bytes:
+            raise SettingError(
+                f"RELAY_READ_LOW_BYTES: {self.read_low_bytes} is above RELAY_READ_HIGH_BYTES "
+                f"({self.read_high_bytes}); expected at most that"
+            )
         return self
 
 

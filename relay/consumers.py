@@ -56,8 +56,9 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
         loops: list[asyncio.Task[None]] = []
         try:
             await self._enter_group(leg)
-            leg.reader = asyncio.create_task(self._read(leg, receive))
-            loops = [leg.reader, asyncio.create_task(self._follow(leg))]
+            if not leg.over.done():
+                leg.reader = asyncio.create_task(self._read(leg, receive))
+                loops = [leg.reader, asyncio.create_task(self._follow(leg))]
             close = await leg.over
             if close is not None:
                 await self._tell(close)

@@ -5,8 +5,16 @@ from typing import Any
 from channels.routing import URLRouter
 from django.urls import re_path
 
+from relay import servers, sessions
 from relay.consumers import RelayConsumer
 from relay.middleware import TokenMiddleware
+
+
+async def _drain(seconds: float) -> None:
+    await sessions.of_this_process().drain(seconds)
+
+
+servers.on_drain(_drain)
 
 
 async def not_found(scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -85,11 +85,6 @@ class Leg:
         self.idle = True
 
     @property
-    def peer(self) -> "Leg | None":
-        """The other leg of the session, None while it has not come."""
-        return self.live.legs.get(self.role.other)
-
-    @property
     def session_uuid(self) -> UUID:
         """The session's UUID."""
         return self.live.session.uuid

@@ -16,7 +16,7 @@ from relay.ledger.lines import LinePrinter
 from relay.ledger.records import SessionRecord, merge
 
 FIRST_RETRY_SECONDS = 0.1
-"""Pause after the first failure, doubled with each further one: a dropped connection costs next to nothing."""
+"""Pause after the first failure, doubled with each further one: a dropped connection costs next to none."""
 
 LONGEST_RETRY_SECONDS = 5.0
 """Pause between attempts at most: a database that is back is noticed in seconds, one that is away costs
