@@ -197,7 +197,9 @@ def _less_than_all(results: Results, workload: str, label: str) -> Verdict:
     if not ratios:
         return Verdict(goal, "not measured", None)
     nearest = max(ratios, key=lambda name: ratios[name])
-    return Verdict(goal, f"{ratios[nearest]:.3g} times {nearest}", ratios[nearest] < 1)
+    return Verdict(
+        goal, f"{ratios[nearest]:.3g} times {nearest}, of {len(ratios)} measured", ratios[nearest] < 1
+    )
 
 
 def markdown(results: Results, about: dict[str, Any]) -> str:
