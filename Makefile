@@ -37,6 +37,14 @@ migrate: $(VENV)/.server
 test: $(VENV)/.tests ## the tests that need only Python and make
 	$(BIN)/python -m pytest -m "not system" $(PYTEST_ARGS)
 
+$(VENV)/.bench: $(VENV)/.tests tests/benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt
+	@touch $@
+
+.PHONY: bench
+bench: $(VENV)/.bench ## measure the relay beside other relays (BENCH_ARGS="--quick --only NAME,NAME --work NAME,NAME")
+	@$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
+
 lint: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
