@@ -73,12 +73,12 @@ class RelaySettings(BaseModel):
         description="Daphne: bytes not yet taken at which reading goes on. 65536: one read of the reactor.",
     )
     write_high_bytes: int = Field(
-        256 * KIB,
+        64 * KIB,
         ge=KIB,
         alias="RELAY_WRITE_HIGH_BYTES",
-        description="Daphne: unsent bytes of one socket at which its sender waits, until the kernel has "
-        "taken them all. 262144: above what a kernel takes in one call, so that a fast reader never makes "
-        "the sender wait.",
+        description="Daphne: bytes of one socket that the kernel has not taken at which its sender waits, "
+        "until it has taken them all. 65536: the kernel's own buffer is what keeps the socket busy; more "
+        "here is only copied about.",
     )
     splice: bool = Field(
         True,

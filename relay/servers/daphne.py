@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import signal
+import socket
 import struct
 import sys
 import time
@@ -23,6 +24,8 @@ from autobahn.websocket.types import ConnectionDeny
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
 from twisted.internet import defer, reactor
 from twisted.internet.interfaces import IPushProducer
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.internet.tcp import Connection
 from twisted.logger import (
     FilteringLogObserver,
     LogLevel,
@@ -48,6 +51,10 @@ ASGI = {"version": "3.0", "spec_version": "2.4"}
 
 TEXT, BINARY = 0x81, 0x82
 """First byte of a text and of a binary frame with FIN (RFC 6455 section 5.2)."""
+
+READ_BYTES = 256 * 1024
+"""Read at once from a spliced socket: measured with frames of 64 KiB and 1 MiB, a quarter less CPU a byte
+than reads of 64 KiB, and no gain beyond."""
 
 REGISTERED_LATER = frozenset({1012, 1013, 1014})
 """Close codes that IANA registered after RFC 6455, and that autobahn takes for a violation."""
@@ -95,6 +102,8 @@ class RelayWebSocketProtocol(WebSocketProtocol):  # type: ignore[misc] # Daphne 
         # Control frames that wait for the end of a half forwarded frame, as opcode and payload.
         self._held: list[tuple[int, bytes]] = []
         self._payload_written = 0
+        # The bare socket, to send at once what it takes; None under TLS.
+        self._socket = self.transport.getHandle() if isinstance(self.transport, Connection) else None
         # The HTTP channel has the place of the producer until now: it would pause *reading* when there's
         # no room to write, and never tell us.
         self.transport.unregisterProducer()
@@ -255,7 +264,27 @@ class RelayWebSocketProtocol(WebSocketProtocol):  # type: ignore[misc] # Daphne 
     def write(self, parts: list[bytes], payload_bytes: int) -> None:
         """Hand frames to the transport; `payload_bytes` of them are payload of data frames."""
         self._payload_written += payload_bytes
-        self.transport.writeSequence(parts)
+        if self._socket is not None and not self.unsent_bytes and self.transport.connected:
+            parts = self._send_now(self._socket, parts)
+        if parts:
+            self.transport.writeSequence(parts)
+
+    @staticmethod
+    def _send_now(sock: socket.socket, parts: list[bytes]) -> list[bytes]:
+        """Give the kernel what it takes at once; gives what is left.
+
+        Twisted would wait for the event loop to say that the socket is writable: two changes to its poll
+        set, one more turn and a copy for each write, and a socket with nothing unsent nearly always is.
+        """
+        try:
+            sent = sock.sendmsg(parts) if len(parts) > 1 else sock.send(parts[0])
+        except OSError:  # no room, or gone: Twisted finds out which
+            return parts
+        for index, part in enumerate(parts):
+            if sent < len(part):
+                return [part[sent:], *parts[index + 1 :]]
+            sent -= len(part)
+        return []
 
     # Spliceable
 
@@ -266,12 +295,27 @@ class RelayWebSocketProtocol(WebSocketProtocol):  # type: ignore[misc] # Daphne 
             return False
         self._outgoing = Splice(self, peer, meter, conf.current().max_message_bytes)
         peer.take_from(self._outgoing)
+        if self._socket is not None:
+            self.transport.doRead = self._read
         # The beginning of a frame that autobahn keeps until its header is complete.
         begun = bytes(self.data)  # type: ignore[has-type] # autobahn's, which has no types
         self.data = b""
         if begun:
             self.dataReceived(begun)
         return True
+
+    def _read(self) -> Any:
+        """In place of Twisted's `doRead`, whose read size is the same number as its write high mark."""
+        try:
+            data = self._socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if not data:
+            return CONNECTION_DONE
+        self.dataReceived(data)
+        return None
 
     def take_from(self, incoming: Splice) -> None:
         """From now on `incoming` writes here, and pauses when there's no room."""
