@@ -296,7 +296,7 @@ class RelayWebSocketProtocol(WebSocketProtocol):  # type: ignore[misc] # Daphne 
         self._outgoing = Splice(self, peer, meter, conf.current().max_message_bytes)
         peer.take_from(self._outgoing)
         if self._socket is not None:
-            self.transport.doRead = self._read
+            self.transport.doRead = functools.partial(self._read, self._socket)
         # The beginning of a frame that autobahn keeps until its header is complete.
         begun = bytes(self.data)  # type: ignore[has-type] # autobahn's, which has no types
         self.data = b""
@@ -304,10 +304,10 @@ class RelayWebSocketProtocol(WebSocketProtocol):  # type: ignore[misc] # Daphne 
             self.dataReceived(begun)
         return True
 
-    def _read(self) -> Any:
+    def _read(self, sock: socket.socket) -> Any:
         """In place of Twisted's `doRead`, whose read size is the same number as its write high mark."""
         try:
-            data = self._socket.recv(READ_BYTES)
+            data = sock.recv(READ_BYTES)
         except BlockingIOError:
             return None
         except OSError:
