@@ -15,6 +15,13 @@ PASSED = {"OK", "NON-STRICT", "INFORMATIONAL"}
 CASES = 301
 """How many cases there are but for compression (12 and 13); fewer would be a hole."""
 
+NOT_OURS = {
+    # Close between the fragments of a message: legal (RFC 6455 section 5.4), but the `websockets` library, in
+    # uvicorn's default protocol, answers it with 1002. A bare echo application on uvicorn fails it as well.
+    "uvicorn": {"7.1.5"},
+}
+"""Cases that no application on that server can pass; listed so that we notice when that changes."""
+
 AT_ONCE = 16
 """Cases that run at the same time: most of them wait a second for something that mustn't come."""
 
@@ -28,5 +35,6 @@ def test_every_case_of_autobahn_passes_through_the_relay(server, tmp_path):
     assert run.returncode == 0, run.stderr
     outcomes = json.loads(run.stdout)
     assert len(outcomes) == CASES
-    failed = {case: what for case, what in outcomes.items() if not PASSED.issuperset(what[:2])}
-    assert not failed
+    failed = {case for case, what in outcomes.items() if not PASSED.issuperset(what[:2])}
+    words = "\n".join(f"{case}: {' / '.join(outcomes[case])}" for case in outcomes if case in failed)
+    assert failed == NOT_OURS.get(server, set()), words
