@@ -83,7 +83,7 @@ class ServerProcess:
         objects = [json.loads(line) for line in whole.splitlines()]
         return [o for o in objects if event in (None, o.get("event"))]
 
-    def signal(self, number: int) -> None:
+    def tell(self, number: int) -> None:
         """Send it a signal."""
         self.process.send_signal(number)
 
@@ -94,7 +94,7 @@ class ServerProcess:
     def stop(self, number: int = signal.SIGTERM, seconds: float = DEADLINE) -> int:
         """Send it a signal unless it has ended, and give its exit status."""
         if self.process.poll() is None:
-            self.signal(number)
+            self.tell(number)
         return self.wait(seconds)
 
     def kill(self) -> None:
