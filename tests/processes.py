@@ -104,7 +104,7 @@ class ServerProcess:
             self.process.wait()
 
     def wait_until(self, happened: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:
-        """Return when `happened()` is true. Raises `AssertionError` at the deadline or if the process ends."""
+        """Return when `happened()` is true; fail at the deadline, or if the process ends before."""
         deadline = time.monotonic() + seconds
         while not happened():
             assert self.process.poll() is None, f"it ended instead of: {what}\n{self.stderr}"

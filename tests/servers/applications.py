@@ -201,7 +201,7 @@ async def do_slow_worker(scope: dict[str, Any], receive: Any, send: Any) -> None
     """Work off what came, one message in half a second, whether or not the socket is there."""
     await accept(send)
     count = 0
-    while (message := await receive())["type"] == "websocket.receive":
+    while (await receive())["type"] == "websocket.receive":
         await asyncio.sleep(0.5)
         count += 1
     say("worked off", count=count)
@@ -219,8 +219,9 @@ async def do_drain(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await accept(send)
     connections.append(send)
     say("waiting")
-    while (message := await receive())["type"] == "websocket.receive":
-        pass
+    message = await receive()
+    while message["type"] == "websocket.receive":
+        message = await receive()
     heard(message)
     await asyncio.sleep(0.3)
     say("cleaned up")

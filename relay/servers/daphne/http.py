@@ -17,6 +17,8 @@ UPGRADE_HEADERS = frozenset({b"host", b"upgrade", b"connection", b"origin"})
 class Request(daphne.http_protocol.WebRequest):  # type: ignore[misc] # Daphne has no types
     """One HTTP request; Daphne's own, but for what makes it fail, and for the upgrade."""
 
+    transport: Any
+
     def process(self) -> Any:
         """All of the request is here."""
         self.query_string = self.uri.partition(b"?")[2]
@@ -24,9 +26,8 @@ class Request(daphne.http_protocol.WebRequest):  # type: ignore[misc] # Daphne h
         if not self.path.isascii() or not self.query_string.isascii():
             return self.basic_error(400, b"Bad Request", "The path is not ASCII")
         for name, values in headers:
-            if not HEADER_NAME_RE.fullmatch(name) or any(
-                map(INVALID_HEADER_VALUE_BYTES.intersection, values)
-            ):
+            odd = any(map(INVALID_HEADER_VALUE_BYTES.intersection, values))
+            if odd or not HEADER_NAME_RE.fullmatch(name):
                 return self.basic_error(400, b"Bad Request", "Invalid header")
             needed = name.lower() in (*UPGRADE_HEADERS, ROOT_PATH_HEADER) or name.lower().startswith(b"sec-")
             if needed and not all(map(bytes.isascii, values)):

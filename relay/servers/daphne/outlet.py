@@ -23,13 +23,13 @@ class Outlet:
     __slots__ = (
         "_gauge",
         "_handed",
-        "_look",
         "_room",
         "_socket",
         "_taken",
         "_transport",
         "_write",
         "on_room",
+        "stalled_since",
     )
 
     def __init__(self, transport: Any, marks: WaterMarks) -> None:
@@ -39,7 +39,9 @@ class Outlet:
         self._room: asyncio.Future[None] | None = None
         self._handed = 0  # bytes that the kernel has taken since this watches
         self._taken = -1  # bytes that the peer had acknowledged when last looked
-        self._look: float | None = None
+        self.stalled_since: float | None = None
+        """Since when (seconds of the event loop) the peer has taken nothing while bytes are unsent, as of
+        the last `look`; None while none are. What its kernel has acknowledged counts as taken."""
         self.on_room: Callable[[], None] | None = None
         """Called when the unsent bytes are down to the low mark after they were above the high one."""
         self._write = self._socket.doWrite
@@ -55,14 +57,6 @@ class Outlet:
     def full(self) -> bool:
         """Whether a writer has to wait: above the high mark, or not down to the low one since."""
         return self._gauge.paused
-
-    @property
-    def stalled_since(self) -> float | None:
-        """Since when (seconds of the event loop) the peer has taken nothing while bytes are unsent; or None.
-
-        As of the last `look`. What the peer's kernel has acknowledged counts as taken.
-        """
-        return self._look
 
     def write(self, data: bytes) -> None:
         """Write when the event loop comes round to it, together with what else is written until then."""
@@ -113,11 +107,11 @@ class Outlet:
     def look(self, now: float) -> None:
         """Note whether the peer has taken anything since the last look, at `now` of the event loop."""
         if not self.unsent_bytes:
-            self._look = None
+            self.stalled_since = None
             return
         taken = self._handed - kernel_bytes(self._socket.fileno())
-        if self._look is None or taken > self._taken:
-            self._look = now
+        if self.stalled_since is None or taken > self._taken:
+            self.stalled_since = now
         self._taken = taken
 
     def _write_and_measure(self) -> Any:

@@ -1,4 +1,4 @@
-"""The server: its connections and their applications, what it looks at each second, how it starts and ends."""
+"""The server: connections and their applications, what it looks at each second, how it starts and ends."""
 
 import asyncio
 import functools
@@ -62,9 +62,7 @@ class RelayServer(daphne.server.Server):  # type: ignore[misc] # Daphne has no t
         self.http_factory = Factory(self)
         self.ws_factory = WebSocketFactory(self)
         observer = STDLibLogObserver("daphne.server") if self.verbosity > 1 else lambda _: None
-        globalLogBeginner.beginLoggingTo(
-            [observer], redirectStandardIO=False, discardBuffer=self.verbosity <= 1
-        )
+        globalLogBeginner.beginLoggingTo([observer], discardBuffer=True, redirectStandardIO=False)
         asyncio.set_event_loop(self.loop)
         if self.verbosity >= 3:
             self.loop.set_debug(True)

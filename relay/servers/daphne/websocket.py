@@ -64,6 +64,9 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
 
     server: Any
     scope: dict[str, Any]
+    transport: Any
+    state: int
+    failedByMe: bool
 
     # The upgrade
 
@@ -113,7 +116,7 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
         self.release(Hold.UPGRADE)
 
     def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
-        """Answer the upgrade request with an HTTP error. autobahn's `reason` may repeat the request: dropped."""
+        """Answer the upgrade request with an HTTP error, without `reason`: it may repeat the request."""
         phrase = HTTPStatus(code).phrase
         lines = [f"HTTP/1.1 {code} {phrase}", "Connection: close", "Content-Length: 0"]
         lines += [f"{name}: {value}" for name, value in responseHeaders or ()]
@@ -241,7 +244,7 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
         self.dropConnection(abort=False)
 
     def _fail_connection(self, code: int = 1001, reason: str = "") -> None:
-        """RFC 6455 section 7.1.7: the peer broke a rule. It's told; what else it sends is read and dropped."""
+        """RFC 6455 section 7.1.7: the peer broke a rule. It's told; what else it sends is dropped."""
         if self.state == self.STATE_OPEN:
             self.failedByMe = True
             self._tell(code, reason, clean=False)
@@ -349,12 +352,12 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
                 raise ValueError("the socket has not been accepted, so nothing can be sent")
             raise SocketClosed("the socket is closed")
         data, text = message.get("bytes"), message.get("text")
-        if (data is None) == (text is None):
-            raise ValueError("a websocket.send needs either bytes or text")
-        if data is None:
+        if data is not None and text is None:
+            opcode = BINARY
+        elif text is not None and data is None:
             opcode, data = TEXT, text.encode()
         else:
-            opcode = BINARY
+            raise ValueError("a websocket.send needs either bytes or text")
         header = frame_header(opcode, len(data))
         if len(data) <= JOINED_BYTES:
             self.outlet.write(header + data)
@@ -480,7 +483,7 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
 
 
 def checked_headers(headers: Any) -> list[tuple[str, str]]:
-    """Header names in lower case and values as text. Raises `ValueError` for what would break the response."""
+    """Names in lower case and values, as text. Raises `ValueError` for what would break the response."""
     checked = []
     for name, value in headers:
         text = name.decode("ascii").lower(), value.decode("ascii")
