@@ -37,6 +37,14 @@ migrate: $(VENV)/.server
 test: $(VENV)/.tests ## the tests that need only Python and make
 	$(BIN)/python -m pytest -m "not system" $(PYTEST_ARGS)
 
+$(VENV)/.bench: $(VENV)/.tests tests/benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt
+	@touch $@
+
+.PHONY: bench
+bench: $(VENV)/.bench ## measure the relay beside other relays (BENCH_ARGS="--quick --only NAME,NAME --work NAME,NAME")
+	@$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
+
 lint: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -80,3 +88,9 @@ test-all: $(VENV)/.tests var/.packages ## the tests that need Debian's packages,
 
 clean: ## remove what the other targets made, runtime data excepted
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage *.egg-info
+.PHONY: fuzz
+fuzz: $(VENV)/.tests ## fuzz the frame forwarder against the websockets library (FUZZ_SECONDS, 60)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3"
+	@mkdir -p var/fuzz
+	$(BIN)/python -m tests.fuzz.fuzz_frames var/fuzz tests/fuzz/corpus -artifact_prefix=var/fuzz/crash- \
+		-max_len=400 -max_total_time=$(or $(FUZZ_SECONDS),60)

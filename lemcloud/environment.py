@@ -23,6 +23,14 @@ VARIABLES = frozenset(
 )
 """The `RELAY_` variables read here rather than by the app."""
 
+SQLITE_OPTIONS: dict[str, Any] = {
+    # Readers don't wait for the writer; FULL: a usage record that is committed survives a power cut.
+    "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL",
+    # A transaction that starts as a reader can't be upgraded while another writes: it fails at once.
+    "transaction_mode": "IMMEDIATE",
+    "timeout": 20,
+}
+
 
 class Environment(BaseModel):
     """What the platform project reads from the environment, checked and with its defaults."""
@@ -68,6 +76,8 @@ class Environment(BaseModel):
             raise ValueError("expected a postgres:// or sqlite:// URL")
         if config["ENGINE"].endswith("postgresql"):
             config.setdefault("OPTIONS", {}).setdefault("connect_timeout", 5)
+        else:
+            config["OPTIONS"] = SQLITE_OPTIONS | config.get("OPTIONS", {})
         return config
 
     @field_validator("jwt_public_key", mode="before")
@@ -133,11 +143,5 @@ def _sqlite(var_dir: Path) -> dict[str, Any]:
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": str(var_dir / "relay.sqlite3"),
-        "OPTIONS": {
-            # Readers don't wait for the writer; FULL: a usage record that is committed survives a power cut.
-            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL",
-            # A transaction that starts as a reader can't be upgraded while another writes: it fails at once.
-            "transaction_mode": "IMMEDIATE",
-            "timeout": 20,
-        },
+        "OPTIONS": SQLITE_OPTIONS,
     }

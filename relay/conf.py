@@ -73,18 +73,18 @@ class RelaySettings(BaseModel):
         description="Daphne: bytes not yet taken at which reading goes on. 65536: one read of the reactor.",
     )
     write_high_bytes: int = Field(
-        256 * KIB,
+        64 * KIB,
         ge=KIB,
         alias="RELAY_WRITE_HIGH_BYTES",
-        description="Daphne: unsent bytes of one socket at which its sender waits. 262144: above what a "
-        "kernel takes in one call, so that a fast reader never makes the sender wait.",
+        description="Daphne: bytes of one socket that the kernel has not taken at which its sender waits, "
+        "until it has taken them all. 65536: the kernel's own buffer is what keeps the socket busy; more "
+        "here is only copied about.",
     )
-    write_low_bytes: int = Field(
-        64 * KIB,
-        ge=0,
-        alias="RELAY_WRITE_LOW_BYTES",
-        description="Daphne: unsent bytes at which a waiting sender goes on. 65536: the socket stays busy "
-        "while the sender wakes up.",
+    splice: bool = Field(
+        True,
+        alias="RELAY_SPLICE",
+        description="Daphne: whether frames of two legs on one process go straight from socket to socket. "
+        "On; off is for tests and for finding out whether a problem lies there.",
     )
     admit_seconds: float = Field(
         5,
@@ -135,13 +135,11 @@ class RelaySettings(BaseModel):
 
     @model_validator(mode="after")
     def _marks_are_in_order(self) -> "RelaySettings":
-        for low, high in (("read_low_bytes", "read_high_bytes"), ("write_low_bytes", "write_high_bytes")):
-            if getattr(self, low) > getattr(self, high):
-                names = variable_of(low), variable_of(high)
-                raise SettingError(
-                    f"{names[0]}: {getattr(self, low)} is above {names[1]} ({getattr(self, high)}); "
-                    f"expected at most that"
-                )
+        if self.read_low_bytes > self.read_high_bytes:
+            raise SettingError(
+                f"RELAY_READ_LOW_BYTES: {self.read_low_bytes} is above RELAY_READ_HIGH_BYTES "
+                f"({self.read_high_bytes}); expected at most that"
+            )
         return self
 
 

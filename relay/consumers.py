@@ -108,6 +108,7 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
             message = await self._read_until_paired(leg, receive, limit)
             while message["type"] == "websocket.receive":
                 await leg.link.forward(message)
+                self.sessions.splice(leg)
                 leg.idle = True
                 message = await receive()
                 leg.idle = False
@@ -148,6 +149,7 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
                 leg.idle = False
                 for message in kept:
                     await leg.link.forward(message)
+                self.sessions.splice(leg)
                 leg.idle = True
             return await (receive() if room.paused else receiving)
         finally:

@@ -83,6 +83,7 @@ class Leg:
         # True while the reader waits for the socket: all that it has received is handed over or, before
         # the peer has come, kept.
         self.idle = True
+        self.spliced = False
 
     @property
     def session_uuid(self) -> UUID:
@@ -96,6 +97,8 @@ class Leg:
         self.closed_with = None if gone and close.reason is CloseReason.PEER_LOST else close
         if self.reader is not None and self.reader is not asyncio.current_task():
             self.reader.cancel()
+        if self.spliced and self.port.connection is not None:
+            self.port.connection.unsplice()
         self.paired.cancel()
         if not self.over.done():  # it's cancelled where the server cancelled who waits for it
             self.over.set_result(None if gone else close)
@@ -113,8 +116,8 @@ class LiveSession:
         # By the role that sends.
         self.meters = {role: Meter() for role in Role}
         self.timer: asyncio.TimerHandle | None = None
-        # For each sender that waits for room: how many frames were delivered when it was first seen
-        # waiting, and since when (seconds of the event loop).
+        # By the role of each receiver for which data waits: how much it had taken when that was last seen
+        # to grow, and when that was (seconds of the clock).
         self.waited: dict[Role, tuple[int, float]] = {}
 
 
@@ -169,6 +172,19 @@ class Sessions:
     def end(self, leg: Leg, close: Close) -> None:
         """Something other than a leg's leaving ends the session of `leg`: both legs are told `close`."""
         self._end(leg.live, close)
+
+    def splice(self, leg: Leg) -> None:
+        """Where the server can, let the frames of `leg` go straight to its peer's socket from now on.
+
+        Tried whenever the application has handed over all that it had: it works at the first moment in
+        which nothing is half received.
+        """
+        if leg.spliced or leg.over.done():
+            return
+        peer = leg.live.legs[leg.role.other]
+        here, there = leg.port.connection, peer.port.connection
+        if here is not None and there is not None:
+            leg.spliced = here.splice(there, leg.live.meters[leg.role])
 
     async def drain(self, seconds: float) -> None:
         """Refuse new legs, let live sessions go on while there is time, then end them as `restarting`.
@@ -250,17 +266,17 @@ class Sessions:
         live.timer = asyncio.get_running_loop().call_later(delay, self._watch, live)
 
     def _stalled_at(self, live: LiveSession, now: float) -> float | None:
-        """When the session counts as stalled if nothing changes; None while nobody waits for room."""
+        """When the session counts as stalled if nothing changes; None while no data waits for a receiver."""
         since = []
         for role, leg in live.legs.items():
-            meter = live.meters[role]
-            if not leg.link.sending:
+            taken = _taken_by(leg, live.legs[role.other], live.meters[role.other])
+            if taken is None:
                 live.waited.pop(role, None)
                 continue
-            frames, first_seen = live.waited.get(role, (-1, now))
-            if frames != meter.frames:
-                first_seen = now
-            live.waited[role] = (meter.frames, first_seen)
+            before, first_seen = live.waited.get(role, (-1, now))
+            if taken > before:
+                before, first_seen = taken, now
+            live.waited[role] = (before, first_seen)
             since.append(first_seen)
         return min(since) + self.settings.stall_seconds if since else None
 
@@ -315,6 +331,17 @@ class Sessions:
             close_code=close.code if close else None,
             close_reason=close.text if close else "",
         )
+
+
+def _taken_by(leg: Leg, peer: Leg, meter: Meter) -> int | None:
+    """How much `leg` has taken of what `peer` sent, in a unit that only grows; None if no data waits for it.
+
+    By the bytes that its kernel buffer has taken where the server tells, by delivered messages elsewhere.
+    """
+    connection = leg.port.connection
+    if connection is not None:
+        return connection.taken_bytes if connection.unsent_bytes else None
+    return meter.frames if peer.link.sending else None
 
 
 def group_name(session: UUID) -> str:

@@ -48,9 +48,7 @@ class Postgres:
             self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
             os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
             if not self._runs():  # the environment is where only root may look
-                copy = self.folder / "pginstall"
-                shutil.copytree(self._bin.parent, copy, symlinks=True)
-                self._bin = copy / "bin"
+                self._bin = self._copy(Path(found.origin).parent) / "pginstall" / "bin"
         self._run(
             "initdb", "-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"
         )
@@ -115,9 +113,17 @@ class Postgres:
         for pid in (self._process.pid, *map(int, children)):
             os.kill(pid, number)
 
+    def _copy(self, package: Path) -> Path:
+        """The server and, where its programs look for them, beside it the libraries of the wheel."""
+        copy = self.folder / "server" / package.name
+        for folder in (package, package.with_name(f"{package.name}.libs")):
+            if folder.exists():
+                shutil.copytree(folder, copy.with_name(folder.name), symlinks=True)
+        return copy
+
     def _runs(self) -> bool:
         try:
-            self._run("postgres", "--version")
+            self._run("initdb", "--version")
         except (PermissionError, subprocess.CalledProcessError):
             return False
         return True

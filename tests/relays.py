@@ -23,6 +23,7 @@ START_SECONDS = 30.0
 """Deadline for a server to listen, and for what tests wait for; never how long it takes."""
 
 COMMANDS = {
+    "daphne spliced": ["daphne", "-p", "{port}", "lemcloud.asgi:application"],
     "daphne": ["daphne", "-p", "{port}", "lemcloud.asgi:application"],
     "uvicorn": [
         "uvicorn", "--port", "{port}", "--ws-max-size", "{max_message_bytes}",
@@ -55,6 +56,7 @@ class Relay:
             "SECRET_KEY": SECRET_KEY,
             "RELAY_VAR_DIR": str(folder),
             "PYTHONWARNINGS": "error::ResourceWarning",
+            "RELAY_SPLICE": str(server == "daphne spliced"),
             **(environ or {}),
         }
         self.max_message_bytes = int(self.environ.get("RELAY_MAX_MESSAGE_BYTES", 1024 * 1024))

@@ -7,8 +7,9 @@ class Meter:
     """What one direction of a session has delivered.
 
     `frames` counts whole messages (the last fragment counts, so that both ends agree whatever the
-    fragmentation), `nbytes` their payload bytes, `active_at` is the event loop's time of the last one in
-    seconds. Added to when a frame is handed to the receiving leg's connection, and nowhere else.
+    fragmentation), `nbytes` the payload bytes of those messages, `active_at` is the event loop's time of
+    the last of them in seconds. Added to when a frame is handed to the receiving leg's connection, and
+    nowhere else.
     """
 
     __slots__ = ("active_at", "frames", "nbytes")
@@ -26,12 +27,28 @@ SPLICE_EXTENSION = "lem.relay.splice"
 class Spliceable(Protocol):
     """One socket of a server that can carry frames between two sockets of its own, below ASGI."""
 
-    async def splice(self, peer: "Spliceable", meter: Meter) -> None:
-        """Carry the frames that come in here to `peer`, counting into `meter`, until this side ends.
+    def splice(self, peer: "Spliceable", meter: Meter) -> bool:
+        """From now on carry the frames that come in here straight to `peer`, counting into `meter`.
 
-        Starts at a message boundary, once the application has taken all that was queued. Returns when
-        this socket is closing or gone: what ended it is the next event of `receive()`.
+        False, and nothing is changed, while a message is half received, the application has not taken all
+        that was queued, or one of the two is closing: the caller goes on the ordinary way and may try again.
+        Once spliced, `receive()` gives nothing more but the disconnect.
         """
+
+    def unsplice(self) -> None:
+        """The session has ended: carry and count nothing more that comes in here.
+
+        Only a frame that is half forwarded goes on to its end, as nothing else can follow it: without it the
+        peer could not be sent a close frame. A message that ends with it isn't counted.
+        """
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes written to this socket that the kernel has not taken."""
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes that the peer has taken, as far as can be seen: grows while it reads, and only then."""
 
 
 class MessageTooBig(Exception):

@@ -1,4 +1,4 @@
-"""The way out of one socket: how much is unsent, who waits for room, and since when nothing was taken."""
+"""The way out of one socket: how much is unsent, who waits for room, and how much the peer has taken."""
 
 import asyncio
 import fcntl
@@ -25,11 +25,9 @@ class Outlet:
         "_handed",
         "_room",
         "_socket",
-        "_taken",
         "_transport",
         "_write",
         "on_room",
-        "stalled_since",
     )
 
     def __init__(self, transport: Any, marks: WaterMarks) -> None:
@@ -38,10 +36,6 @@ class Outlet:
         self._gauge = Gauge(marks)
         self._room: asyncio.Future[None] | None = None
         self._handed = 0  # bytes that the kernel has taken since this watches
-        self._taken = -1  # bytes that the peer had acknowledged when last looked
-        self.stalled_since: float | None = None
-        """Since when (seconds of the event loop) the peer has taken nothing while bytes are unsent, as of
-        the last `look`; None while none are. What its kernel has acknowledged counts as taken."""
         self.on_room: Callable[[], None] | None = None
         """Called when the unsent bytes are down to the low mark after they were above the high one."""
         self._write = self._socket.doWrite
@@ -54,6 +48,11 @@ class Outlet:
         return len(socket.dataBuffer) - socket.offset + socket._tempDataLen  # type: ignore[no-any-return]
 
     @property
+    def taken_bytes(self) -> int:
+        """Bytes that the peer's kernel has acknowledged since this watches: grows while the peer reads."""
+        return self._handed - kernel_bytes(self._socket.fileno())
+
+    @property
     def full(self) -> bool:
         """Whether a writer has to wait: above the high mark, or not down to the low one since."""
         return self._gauge.paused
@@ -63,18 +62,32 @@ class Outlet:
         self._transport.write(data)
         self.measure()
 
-    def write_now(self, data: bytes) -> None:
-        """Write at once what the kernel takes, the rest as `write` does: for what is a batch already."""
+    def write_now(self, parts: list[bytes]) -> None:
+        """Write at once what the kernel takes, the rest as `write` does: for what is a batch already.
+
+        Twisted waits for the event loop to say that the socket is writable: two changes to its poll set, one
+        more turn and a copy for each write, and a socket with nothing unsent nearly always is.
+        """
         socket = self._socket
-        if socket is self._transport and not self.unsent_bytes and not socket.disconnecting:
-            sent = socket.writeSomeData(data)
-            if isinstance(sent, int):  # else an error, which the next attempt meets again
-                self._handed += sent
-                if sent == len(data):
-                    return
-                data = data[sent:]
-        self._transport.write(data)
+        if socket is self._transport and not self.unsent_bytes and socket.connected:
+            parts = self._send(socket.socket, parts)
+            if not parts:
+                return
+        self._transport.writeSequence(parts)
         self.measure()
+
+    def _send(self, socket: Any, parts: list[bytes]) -> list[bytes]:
+        """Give the kernel what it takes; gives what is left."""
+        try:
+            sent = socket.sendmsg(parts) if len(parts) > 1 else socket.send(parts[0])
+        except OSError:  # no room, or gone: Twisted finds out which
+            return parts
+        self._handed += sent
+        for index, part in enumerate(parts):
+            if sent < len(part):
+                return [part[sent:], *parts[index + 1 :]]
+            sent -= len(part)
+        return []
 
     def measure(self) -> None:
         """Compare what is unsent with the marks; call it after each write to the transport."""
@@ -104,16 +117,6 @@ class Outlet:
         self.on_room = None
         self._wake()
 
-    def look(self, now: float) -> None:
-        """Note whether the peer has taken anything since the last look, at `now` of the event loop."""
-        if not self.unsent_bytes:
-            self.stalled_since = None
-            return
-        taken = self._handed - kernel_bytes(self._socket.fileno())
-        if self.stalled_since is None or taken > self._taken:
-            self.stalled_since = now
-        self._taken = taken
-
     def _write_and_measure(self) -> Any:
         before = self.unsent_bytes
         result = self._write()
@@ -139,7 +142,7 @@ def kernel_bytes(descriptor: int) -> int:
     """Bytes in a socket's kernel buffer that the peer has not acknowledged; 0 where that can't be asked."""
     try:
         answer = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: the socket is closed
         return 0
     (waiting,) = struct.unpack("i", answer)
     return int(waiting)

@@ -14,7 +14,13 @@ from typing import Any
 import daphne.server  # installs the reactor: before any other import of one
 from twisted.internet import defer, reactor
 from twisted.internet.endpoints import serverFromString
-from twisted.logger import STDLibLogObserver, globalLogBeginner
+from twisted.logger import (
+    FilteringLogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    STDLibLogObserver,
+    globalLogBeginner,
+)
 
 from relay import conf, servers
 from relay.closing import Close, CloseReason
@@ -61,7 +67,11 @@ class RelayServer(daphne.server.Server):  # type: ignore[misc] # Daphne has no t
         self.connections: dict[Any, dict[str, Any]] = {}
         self.http_factory = Factory(self)
         self.ws_factory = WebSocketFactory(self)
-        observer = STDLibLogObserver("daphne.server") if self.verbosity > 1 else lambda _: None
+        # Daphne throws all of Twisted's log away, and with it every error raised inside a protocol.
+        least = LogLevel.debug if self.verbosity > 1 else LogLevel.critical
+        observer = FilteringLogObserver(
+            STDLibLogObserver("daphne.server"), [LogLevelFilterPredicate(defaultLogLevel=least)]
+        )
         globalLogBeginner.beginLoggingTo([observer], discardBuffer=True, redirectStandardIO=False)
         asyncio.set_event_loop(self.loop)
         if self.verbosity >= 3:

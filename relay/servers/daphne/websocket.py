@@ -9,19 +9,21 @@ from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from twisted.internet import defer
+from twisted.internet.tcp import Connection
 
 from relay import conf
 from relay.closing import ABNORMAL, NO_STATUS, clip
 from relay.flow import WaterMarks
+from relay.frames import BINARY, CLOSE, INVALID_DATA, MESSAGE_TOO_BIG, PING, PONG, PROTOCOL_ERROR, TEXT
+from relay.links import SPLICE_EXTENSION, Meter
 from relay.servers.daphne.outlet import Outlet
+from relay.servers.daphne.splice import Splice
 from relay.servers.inbox import Inbox, Message
 
 logger = logging.getLogger(__name__)
 
-CLOSE, PING, PONG = 0x8, 0x9, 0xA
-TEXT, BINARY = 0x1, 0x2
 FIN = 0x80
-PROTOCOL_ERROR, INVALID_DATA, TOO_BIG, INTERNAL_ERROR = 1002, 1007, 1009, 1011
+INTERNAL_ERROR = 1011
 
 READ_SLICE = 16 * 1024
 """Bytes given to autobahn at a time: it copies what it holds twice for each frame in it."""
@@ -67,6 +69,7 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
     transport: Any
     state: int
     failedByMe: bool
+    data: bytes
 
     # The upgrade
 
@@ -82,7 +85,7 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
             pause=functools.partial(self.hold, Hold.APPLICATION),
             resume=functools.partial(self.release, Hold.APPLICATION),
         )
-        self.outlet = Outlet(self.transport, WaterMarks(settings.write_high_bytes, settings.write_low_bytes))
+        self.outlet = Outlet(self.transport, WaterMarks(settings.write_high_bytes, 0))
         self.holds = Hold(0)
         self._consuming = False
         self._awaits_pong = False
@@ -96,12 +99,20 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
         self._deadline: Any = None
         self._payload: bytes | bytearray = b""
         self._announced = 0
+        self.gone = False
+        # Once spliced: where the frames go that come in here, and whose frames are written here.
+        self._outgoing: Splice | None = None
+        self._incoming: Splice | None = None
+        self._held_close: bytes | None = None  # until the end of a half forwarded frame
+        self._drop_afterwards = False
 
     def onConnect(self, request: Any) -> Any:
         """The request is in order: start the application, which accepts or refuses."""
         self._request_read = True
         self.scope["subprotocols"] = request.protocols
         self.scope["extensions"] = {"websocket.http.response": {}}
+        if self.settings.splice:
+            self.scope["extensions"][SPLICE_EXTENSION] = {"connection": self}
         self._handshake = defer.Deferred()
         self.server.start_application(self, self.scope, self.inbox.get, self.send)
         self.inbox.put({"type": "websocket.connect"}, 0)
@@ -187,7 +198,9 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
     def onMessageFrameBegin(self, length: int) -> None:
         self._announced += length
         if self._announced > self.settings.max_message_bytes:
-            self._fail_connection(TOO_BIG, f"a message is over {self.settings.max_message_bytes} bytes")
+            self._fail_connection(
+                MESSAGE_TOO_BIG, f"a message is over {self.settings.max_message_bytes} bytes"
+            )
 
     def onMessageFrameData(self, payload: bytes) -> None:
         if not payload or self.state != self.STATE_OPEN:
@@ -223,7 +236,8 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
 
         Later if there's no room: a peer that pings and doesn't read must not fill the memory.
         """
-        if self._pong is not None and not self.outlet.full and self.state == self.STATE_OPEN:
+        may = not self.outlet.full and not self._is_mid_frame and self.state == self.STATE_OPEN
+        if self._pong is not None and may:
             payload, self._pong = self._pong, None
             self.sendFrame(PONG, payload)
 
@@ -241,7 +255,10 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
             self._tell(NO_STATUS if code is None else code, reason, clean=True)
             self.sendCloseFrame(code, reasonRaw, isReply=True)
         self.wasClean = not self.failedByMe
-        self.dropConnection(abort=False)
+        if self._held_close is None:
+            self.dropConnection(abort=False)
+        else:
+            self._drop_afterwards = True
 
     def _fail_connection(self, code: int = 1001, reason: str = "") -> None:
         """RFC 6455 section 7.1.7: the peer broke a rule. It's told; what else it sends is dropped."""
@@ -250,12 +267,30 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
             self._tell(code, reason, clean=False)
             self.sendCloseFrame(code, clip(reason).encode())
 
+    def fail_and_finish(self, code: int, reason: str) -> None:
+        """As above, where what follows can't be made sense of, so the peer's answer isn't recognised.
+
+        It sees the close frame and the end; what it still sends is read and thrown away until it ends too,
+        as closing with unread data would make the kernel send a reset, which may overtake the close frame.
+        """
+        self._fail_connection(code, reason)
+        if self._held_close is None:
+            if isinstance(self.transport, Connection):
+                self.transport.loseWriteConnection()
+            else:  # TLS has a close of its own, and is read until the peer has sent it
+                self.dropConnection(abort=False)
+
     def connectionLost(self, reason: Any = None) -> None:
         # Straight on: autobahn formats two debug lines here, wanted or not.
         self._connectionLost(reason)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """The transport is gone."""
+        self.gone = True
+        if self._incoming is not None:
+            self._incoming.source.release(Hold.PEER)
+        if self._outgoing is not None:
+            self._outgoing.target.source_is_gone()
         if self._deadline is not None:
             self._deadline.cancel()
         self.outlet.close()
@@ -292,11 +327,15 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
         if self.state != self.STATE_OPEN:
             return
         payload = b"" if code is None else struct.pack("!H", code) + (reasonUtf8 or b"")
-        self.sendFrame(CLOSE, payload)
+        if self._is_mid_frame:
+            self._held_close = payload
+        else:
+            self.sendFrame(CLOSE, payload)
         self.state = self.STATE_CLOSING
         self._start_deadline()
         self.outlet.abandon()
         self.release(self.holds)  # the peer's answer has to be read; what comes before it is dropped
+        self.source_is_gone()
 
     def dropConnection(self, abort: bool = False) -> None:
         """Close the transport, unless told to abort when all is written; bounded by `close_seconds`."""
@@ -333,6 +372,8 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
         if kind == "websocket.send":
             while self.outlet.full and self.state == self.STATE_OPEN:
                 await self.outlet.room()
+            if self._incoming is not None and self._incoming.carries_message:
+                raise ValueError("a message can't be sent into one that is being spliced")
             self._send_message(message)
             self._send_pong()
         elif kind == "websocket.close":
@@ -422,6 +463,68 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
         else:
             self.close(INTERNAL_ERROR if error else 1000)
 
+    # Spliceable
+
+    def splice(self, peer: "WebSocket", meter: Meter) -> bool:
+        """See `Spliceable.splice`."""
+        half_received = self.inside_message or self.current_frame is not None
+        busy = half_received or self.holds or len(self.inbox) or self._outgoing is not None
+        if busy or not (self.state == peer.state == self.STATE_OPEN):
+            return False
+        self._outgoing = outgoing = Splice(self, peer, meter, self.settings.max_message_bytes)
+        peer.take_from(outgoing)
+        self.dataReceived = outgoing.take  # type: ignore[method-assign]
+        # The beginning of a frame, which autobahn keeps until its header is complete.
+        begun, self.data = bytes(self.data), b""
+        if begun:
+            outgoing.take(begun)
+        return True
+
+    def unsplice(self) -> None:
+        """See `Spliceable.unsplice`."""
+        if self._outgoing is not None:
+            self._outgoing.stop()
+
+    def take_from(self, incoming: Splice) -> None:
+        """From now on `incoming` writes here, and waits when there's no room."""
+        self._incoming = incoming
+        self.outlet.on_room = functools.partial(incoming.source.release, Hold.PEER)
+        if self.outlet.full:
+            incoming.source.wait_for_peer()
+
+    def wait_for_peer(self) -> None:
+        """The peer has no room: don't read."""
+        self.hold(Hold.PEER)
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether a splice may write here: open, or closing but inside a frame that has to be finished."""
+        return self.state == self.STATE_OPEN or self._held_close is not None
+
+    @property
+    def holds_frames(self) -> bool:
+        """Whether something waits for the end of a half forwarded frame."""
+        return self._held_close is not None or self._pong is not None
+
+    @property
+    def _is_mid_frame(self) -> bool:
+        return self._incoming is not None and self._incoming.mid_frame
+
+    def frame_ended(self) -> None:
+        """The frame that was half forwarded here is whole: write what had to wait."""
+        self._send_pong()
+        if self._held_close is not None:
+            payload, self._held_close = self._held_close, None
+            self.sendFrame(CLOSE, payload)
+            if self._drop_afterwards:
+                self.dropConnection(abort=False)
+
+    def source_is_gone(self) -> None:
+        """If the rest of a half forwarded frame can't come any more, nothing can follow it: end TCP."""
+        if self._held_close is not None and self._incoming is not None and self._incoming.dead:
+            self._held_close = None
+            self.dropConnection(abort=False)
+
     # Time-outs
 
     def check(self, now: float) -> None:
@@ -431,7 +534,6 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
             if 0 <= server.websocket_connect_timeout < now - self.opened_at:
                 self.failHandshake("", 503)
         elif self.state == self.STATE_OPEN:
-            self.outlet.look(now)
             self._send_pong()
             if self.holds:
                 # Its pong can't be read, so there is no deadline; the ping still makes the host of a peer
@@ -445,7 +547,7 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
                     return
             quiet = now - max(self.heard_at, self.pinged_at)
             # Unsent bytes do what a ping does.
-            if quiet >= server.ping_interval and not self.outlet.unsent_bytes:
+            if quiet >= server.ping_interval and not self.outlet.unsent_bytes and not self._is_mid_frame:
                 self.pinged_at = now
                 self._awaits_pong = not self.holds
                 self.sendFrame(PING)
@@ -459,14 +561,13 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes for the peer that wait in this process."""
+        """See `Spliceable.unsent_bytes`."""
         return self.outlet.unsent_bytes
 
     @property
-    def stalled_since(self) -> float | None:
-        """Since when (seconds of the event loop, looked at each second) the peer has taken nothing while
-        bytes for it waited; None while none wait."""
-        return self.outlet.stalled_since
+    def taken_bytes(self) -> int:
+        """See `Spliceable.taken_bytes`."""
+        return self.outlet.taken_bytes
 
     def _log(self, action: str, **details: Any) -> None:
         client = self.scope.get("client")

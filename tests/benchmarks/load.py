@@ -1,0 +1,342 @@
+"""The load generator, a process of its own: jobs as JSON lines on stdin, figures as JSON lines on stdout.
+
+It reads the server's CPU clock itself, right before the first frame and right after the last has arrived.
+Each job is bounded in time and bytes, uses the loopback only, and ends when stdin does.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import resource
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import uvloop
+from picows import WSFrame, WSMsgType, WSTransport
+
+from .legs import STALL_SECONDS, Arena, Leg, Stream, WorkloadError, finish, run_streams
+from .measure import ProcessTree, cpu_seconds
+from .plan import KIB, MIB, Job, Target
+from .stats import percentile
+from .traffic import make_trace, trace_for
+
+Figures = dict[str, float]
+PAIRS = 200
+MIN_WINDOWS = 3
+"""Fairness is told only when the pairs had this many windows each on average; below, the start decides."""
+WARM_UP_SHARE = 0.2
+SESSION_PREFIX = uuid.uuid4().hex[:8]
+_session_numbers = itertools.count()
+
+
+def new_session() -> str:
+    """A session id that no job of this process used before."""
+    return f"bench-{SESSION_PREFIX}-{next(_session_numbers)}"
+
+
+class Meter:
+    """CPU of the server, the broker and this process between two moments, with the wall time."""
+
+    def __init__(self, target: Target) -> None:
+        self._server = ProcessTree(target.pid)
+        self._broker_pid = target.broker_pid
+        self._start = self._read()
+
+    def _read(self) -> tuple[float, float, float, float]:
+        broker = cpu_seconds(self._broker_pid) if self._broker_pid else 0.0
+        return self._server.cpu_seconds(), broker, time.process_time(), time.perf_counter()
+
+    def figures(self, frames: int, payload_bytes: int) -> Figures:
+        """What `frames` frames of `payload_bytes` in all cost since the start."""
+        server, broker, own, wall = (b - a for a, b in zip(self._start, self._read(), strict=True))
+        if not frames:
+            raise WorkloadError("no frame came through in the time given")
+        return {
+            "frames": frames,
+            "bytes": payload_bytes,
+            "seconds": wall,
+            "cpu_seconds": server,
+            "cpu_us_per_frame": server / frames * 1e6,
+            "cpu_s_per_gb": server / payload_bytes * 1e9,
+            "broker_cpu_us_per_frame": broker / frames * 1e6,
+            "frames_per_s": frames / wall,
+            "mb_per_s": payload_bytes / wall / 1e6,
+            "server_busy": server / wall,
+            "generator_busy": own / wall,
+        }
+
+
+async def stream(target: Target, workload: str, seconds: float, both_ways: bool = False) -> Figures:
+    """One pair kept full for `seconds`, in one direction or both."""
+    trace, window_bytes = trace_for(workload, target.window_frames)
+    check_every = 16 if len(trace.payloads) > 100 else 4
+    tree = ProcessTree(target.pid)
+    async with Arena(target) as arena:
+        near, far = await arena.pair(new_session(), partial(Leg, trace, check_every))
+        ways = [(near, far), (far, near)] if both_ways else [(near, far)]
+        streams = [Stream(*way, trace, window_bytes, target.window_frames) for way in ways]
+        await run_streams(streams, seconds * WARM_UP_SHARE)
+        rss = tree.rss()
+        before = sum(s.sent_frames for s in streams), sum(s.sent_bytes for s in streams)
+        meter = Meter(target)
+        await run_streams(streams, seconds)
+        after = sum(s.sent_frames for s in streams), sum(s.sent_bytes for s in streams)
+        figures = meter.figures(after[0] - before[0], after[1] - before[1])
+        return figures | {"rss_growth": tree.rss() - rss}
+
+
+async def paced(target: Target, seconds: float) -> Figures:
+    """One frame per write, about a millisecond apart: what a frame costs that comes alone."""
+    trace = make_trace([128] * 256, 128)
+    async with Arena(target) as arena:
+        near, far = await arena.pair(new_session(), partial(Leg, trace, 16))
+        way = Stream(near, far, trace, MIB, min(target.window_frames, 1000))
+        await run_streams([way], 0.05)  # the pair is up
+        meter = Meter(target)
+        start = way.sent_frames
+        stop_at = time.monotonic() + seconds
+        while time.monotonic() < stop_at:
+            if way.sent_frames - far.frames < way.window_frames:
+                batch = way.batches[way.next]
+                near.raw.write(batch.wire)
+                way.next = (way.next + 1) % len(way.batches)
+                way.sent_frames += 1
+            await asyncio.sleep(0.001)
+        await finish([way])
+        frames = way.sent_frames - start
+        return meter.figures(frames, frames * 128)
+
+
+class Echo(Leg):
+    """Sends each frame back as it comes, at once."""
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        if frame.msg_type == WSMsgType.BINARY:
+            transport.send(WSMsgType.BINARY, frame.get_payload_as_bytes())
+        else:
+            super().on_ws_frame(transport, frame)
+
+
+async def rtt(target: Target, seconds: float) -> Figures:
+    """Back and forth, one frame at a time: microseconds from a write to its echo's arrival."""
+    payload = os.urandom(128)
+    times: list[int] = []
+    done = asyncio.Event()
+    async with Arena(target) as arena:
+        near, _ = await arena.pair(new_session(), make_far=Echo)
+        stop_at, sent_at = float("inf"), 0
+
+        def ping() -> None:
+            nonlocal sent_at
+            now = time.perf_counter_ns()
+            times.append(now - sent_at)
+            if near.error or now / 1e9 > stop_at:
+                done.set()
+            else:
+                sent_at = time.perf_counter_ns()
+                near.transport.send(WSMsgType.BINARY, payload)
+
+        async def play(duration: float) -> None:
+            nonlocal stop_at, sent_at
+            times.clear()
+            done.clear()
+            stop_at = time.perf_counter() + duration
+            sent_at = time.perf_counter_ns()
+            near.transport.send(WSMsgType.BINARY, payload)
+            try:
+                await asyncio.wait_for(done.wait(), duration + STALL_SECONDS)
+            except TimeoutError:
+                raise WorkloadError(f"no echo after {len(times)} round trips") from None
+            if near.error:
+                raise WorkloadError(near.error)
+
+        near.progress = ping
+        await play(seconds * WARM_UP_SHARE)
+        meter = Meter(target)
+        await play(seconds)
+        figures = meter.figures(2 * len(times), 2 * 128 * len(times))
+        return figures | {
+            "p50_us": percentile(times, 0.5) / 1e3,
+            "p99_us": percentile(times, 0.99) / 1e3,
+        }
+
+
+async def pairs(target: Target, seconds: float) -> Figures:
+    """One pair, then 200 at once with the very same batches and window each, on the same server.
+
+    `fairness` (frames of the slowest pair to those of the fastest) is left out where too few came to tell.
+    """
+    per_pair = min(target.window_frames, max(4, target.window_frames // 8))
+    trace, window_bytes = trace_for("pairs", per_pair)
+    figures: list[Figures] = []
+    counts: list[int] = []
+    for count in (1, PAIRS):
+        async with Arena(target) as arena:
+            ends = [await arena.pair(new_session(), partial(Leg, trace, 16)) for _ in range(count)]
+            streams = [Stream(*end, trace, window_bytes, per_pair) for end in ends]
+            await run_streams(streams, seconds * WARM_UP_SHARE)
+            before = sum(s.sent_frames for s in streams)
+            meter = Meter(target)
+            counts = await run_streams(streams, seconds if count > 1 else seconds / 2)
+            frames = sum(s.sent_frames for s in streams) - before
+            figures.append(meter.figures(frames, frames * 128))
+    one, many = figures
+    if sum(counts) / PAIRS >= MIN_WINDOWS * window_bytes / 128:
+        many["fairness"] = min(counts) / max(counts)
+    return many | {
+        "one_pair_cpu_us": one["cpu_us_per_frame"],
+        "cpu_to_one_pair": many["cpu_us_per_frame"] / one["cpu_us_per_frame"],
+    }
+
+
+async def waiting(target: Target, legs: int, cycles: int, seconds: float) -> Figures:
+    """Memory of legs whose peer has not come, then whether connects and disconnects leave any behind.
+
+    The connects of either part may take `seconds`; a server that needs longer is measured on fewer.
+    """
+    tree = ProcessTree(target.pid)
+    async with Arena(target) as arena:
+        await _each(50, 10, lambda: _come_and_go(arena))  # imports and caches of the first few
+        await _idle(tree)
+        before, cpu = tree.memory(), tree.cpu_seconds()
+        held = await _each(legs, 25, lambda: arena.leg(new_session(), "client"), seconds)
+        await _idle(tree)
+        after, cpu = tree.memory(), tree.cpu_seconds() - cpu
+        errors = [leg.error for leg in arena.legs if leg.error]
+        if errors:
+            raise WorkloadError(errors[0])
+    await _idle(tree)
+    async with Arena(target) as arena:
+        half = await _each(cycles // 2, 25, lambda: _come_and_go(arena), seconds / 2)
+        await _idle(tree)
+        middle = tree.memory()
+        rest = await _each(cycles - cycles // 2, 25, lambda: _come_and_go(arena), seconds / 2)
+        await _idle(tree)
+        end = tree.memory()
+    return {
+        "legs": held,
+        "uss_per_leg": (after.uss - before.uss) / held,
+        "cpu_ms_per_connect": cpu / held * 1e3,
+        "cycles": half + rest,
+        "churn_growth": end.uss - middle.uss,
+        "churn_cycles_measured": rest,
+        "uss": end.uss,
+    }
+
+
+async def _come_and_go(arena: Arena) -> None:
+    leg = await arena.leg(new_session(), "client")
+    arena.legs.remove(leg)
+    leg.transport.send_close()
+    try:
+        await asyncio.wait_for(leg.transport.wait_disconnected(), 10)
+    except TimeoutError:
+        raise WorkloadError("no answer to a close frame for 10 s") from None
+
+
+async def _each(
+    count: int, at_once: int, act: Callable[[], Awaitable[Any]], seconds: float = float("inf")
+) -> int:
+    """`act` `count` times, `at_once` at a time, begun within `seconds`; how often it was done."""
+    done, stop_at = 0, time.monotonic() + seconds
+    numbers = iter(range(count))
+
+    async def worker() -> None:
+        nonlocal done
+        for _ in numbers:
+            if time.monotonic() > stop_at and done:
+                return
+            await act()
+            done += 1
+
+    await asyncio.gather(*(worker() for _ in range(at_once)))
+    return done
+
+
+async def _idle(tree: ProcessTree, longest: float = 1.0) -> None:
+    """Wait until the server has caught up: less than 5 % of a core over 100 ms."""
+    stop_at = time.monotonic() + longest
+    busy = tree.cpu_seconds()
+    while time.monotonic() < stop_at:
+        await asyncio.sleep(0.1)
+        before, busy = busy, tree.cpu_seconds()
+        if busy - before < 0.005:
+            return
+
+
+async def stalled(target: Target, bytes_limit: int, seconds: float) -> Figures:
+    """Growth of the server while a sender pushes 64 KiB frames at a peer that stopped reading.
+
+    Ends at `bytes_limit`, after `seconds`, when the relay ends the session, or when nothing more was taken
+    for a while: then the sender is held back, as it should be.
+    """
+    patience = min(2.0, seconds / 2)
+    trace = make_trace([64 * KIB] * 16, 64 * KIB)
+    tree = ProcessTree(target.pid)
+    async with Arena(target) as arena:
+        near, far = await arena.pair(new_session(), partial(Leg, trace))
+        await run_streams([Stream(near, far, trace, MIB, min(target.window_frames, 16))], 0.1)
+        far.raw.pause_reading()
+        start = peak = tree.rss()
+        sample_at = time.monotonic()
+        batches = itertools.cycle(trace.plain if near.is_server else trace.masked)
+        accepted, stop_at, moved_at = 0, time.monotonic() + seconds, time.monotonic()
+        while time.monotonic() < stop_at and not near.error and accepted < bytes_limit:
+            for batch in itertools.takewhile(lambda _: near.can_write(), itertools.islice(batches, 16)):
+                near.raw.write(batch.wire)
+                accepted += batch.payload_bytes
+                moved_at = time.monotonic()
+            if not near.can_write() and time.monotonic() - moved_at > patience:
+                break
+            await asyncio.sleep(0 if near.can_write() else 0.01)
+            if time.monotonic() > sample_at:
+                peak, sample_at = max(peak, tree.rss()), time.monotonic() + 0.02
+        await _idle(tree, 1.0)
+        return {
+            "rss_growth": max(peak, tree.rss()) - start,
+            "accepted_bytes": accepted,
+            "held_back": float(not near.can_write()),
+            "ended_by_relay": float(bool(near.error)),
+        }
+
+
+WORK: dict[str, Callable[..., Awaitable[Figures]]] = {
+    "small": lambda target, seconds: stream(target, "small", seconds),
+    "large": lambda target, seconds: stream(target, "large", seconds),
+    "huge": lambda target, seconds: stream(target, "huge", seconds),
+    "mixed": lambda target, seconds: stream(target, "mixed", seconds, both_ways=True),
+    "paced": paced,
+    "rtt": rtt,
+    "pairs": pairs,
+    "waiting": waiting,
+    "stalled": stalled,
+}
+
+
+async def _figures(job: Job) -> Figures:
+    return await WORK[job.workload](job.target, **job.options)
+
+
+def main() -> None:
+    """Do the jobs of stdin, one after the other, until it ends."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for line in sys.stdin:
+        job = Job.from_json(json.loads(line))
+        try:
+            answer: dict[str, Any] = {"figures": uvloop.run(_figures(job))}
+        except WorkloadError as error:
+            answer = {"error": str(error)}
+        except Exception as error:  # noqa: BLE001 - any failure is this job's answer, the next may work
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

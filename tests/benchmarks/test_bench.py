@@ -1,0 +1,197 @@
+"""That the benchmark measures what it says: its statistics, its checks, its cleaning up. Nothing is timed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from . import plan, report, stats
+from .contestants import BY_NAME, ROOT, Contestant, Launch, Place
+from .measure import ProcessTree, cpu_seconds
+from .runner import Cell, Results, Run, run
+from .traffic import encode, make_trace, realistic_sizes
+
+
+def test_a_percentile_is_a_value_that_was_measured() -> None:
+    values = [5.0, 1.0, 4.0, 2.0, 3.0]
+    assert stats.percentile(values, 0.5) == 3
+    assert stats.percentile(values, 0.99) == 5
+    assert stats.percentile(values, 0) == 1
+    assert stats.percentile(list(range(1, 101)), 0.99) == 99
+
+
+def test_a_percentile_of_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        stats.percentile([], 0.5)
+    with pytest.raises(ValueError, match="share"):
+        stats.percentile([1.0], 99)
+
+
+def test_a_ratio_pairs_repetitions_so_that_drift_cancels() -> None:
+    # The machine became ten times slower in the third repetition: ours costs half in each of them.
+    assert stats.paired_ratio([1.0, 2.0, 10.0], [2.0, 4.0, 20.0]) == 0.5
+
+
+def test_a_ratio_leaves_out_repetitions_that_failed() -> None:
+    assert stats.paired_ratio([1.0, None, 3.0], [2.0, 4.0, None]) == 0.5
+    assert stats.paired_ratio([None], [1.0]) is None
+
+
+def test_the_spread_is_relative_to_the_median() -> None:
+    assert stats.spread([9.0, 10.0, 12.0]) == pytest.approx(0.3)
+    assert stats.spread([0.0, 0.0]) == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536])
+def test_frames_are_encoded_as_the_rfc_has_it(size: int) -> None:
+    payload, mask = os.urandom(size), os.urandom(4)
+    plain, masked = encode(payload, None), encode(payload, mask)
+    assert plain[0] == masked[0] == 0x82
+    assert plain.endswith(payload)
+    assert len(masked) == len(plain) + 4
+    assert masked[1] == plain[1] | 0x80
+    body = masked[len(masked) - size :]
+    assert bytes(byte ^ mask[i % 4] for i, byte in enumerate(body)) == payload
+
+
+def test_a_trace_knows_its_bytes_and_keeps_batches_small() -> None:
+    trace = make_trace([10, 20, 30], batch_bytes=35)
+    assert [batch.frames for batch in trace.masked] == [2, 1]
+    assert trace.bytes_of(0) == 0
+    assert trace.bytes_of(4) == 70
+    assert [batch.frames for batch in make_trace([1] * 5, 100, batch_frames=2).plain] == [2, 2, 1]
+
+
+def test_the_realistic_trace_is_always_the_same() -> None:
+    sizes = realistic_sizes()
+    assert sizes == realistic_sizes()
+    assert set(sizes) <= {*range(100, 1201), 16384}
+
+
+def test_cpu_is_that_of_the_process_and_its_children() -> None:
+    burn = "x = 0\nwhile x < 3_000_000: x += 1\n"
+    start = f"p = subprocess.Popen([sys.executable, '-c', {burn + 'input()'!r}], stdin=0)"
+    parent = f"import subprocess, sys\n{start}\n"
+    child = subprocess.Popen([sys.executable, "-c", parent + "p.wait()"], stdin=subprocess.PIPE)
+    try:
+        tree = ProcessTree(child.pid)
+        deadline = time.monotonic() + 30
+        while tree.cpu_seconds() < cpu_seconds(child.pid) + 0.05 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert len(tree.pids()) == 2
+        assert tree.cpu_seconds() >= cpu_seconds(child.pid) + 0.05
+        assert tree.memory().rss >= tree.memory().uss > 0
+    finally:
+        child.communicate(b"\n")
+    assert tree.pids() == []
+    with pytest.raises(ProcessLookupError):
+        cpu_seconds(child.pid)
+
+
+def _short(names: list[str], workloads: list[str], *others: Contestant) -> Results:
+    work = [plan.BY_NAME[name] for name in workloads]
+    return run(Run([*(BY_NAME[name] for name in names), *others], work, True, 1, seconds=0.2), lambda _: None)
+
+
+def test_the_harness_measures_two_relays_side_by_side() -> None:
+    results = _short(["picows", "websockets"], ["small", "mixed", "rtt", "stalled"])
+    for cells in results.values():
+        assert all(not cell.failures for cell in cells.values()), cells
+    for cell in results["small"].values():
+        (figures,) = cell.runs
+        assert figures is not None
+        assert figures["bytes"] == figures["frames"] * 128
+        assert 0 < figures["cpu_us_per_frame"] < 10_000
+    (figures,) = results["rtt"]["picows"].runs
+    assert figures is not None
+    assert 0 < figures["p50_us"] <= figures["p99_us"]
+    (figures,) = results["stalled"]["websockets"].runs
+    assert figures is not None
+    assert figures["rss_growth"] < 64 * plan.MIB
+
+
+LOSSY = """
+import sys
+from tests.benchmarks.peers import picows_relay
+forward, count = picows_relay.Leg.on_ws_frame, 0
+def lossy(self, transport, frame):
+    global count
+    count += 1
+    if count != 500:
+        forward(self, transport, frame)
+picows_relay.Leg.on_ws_frame = lossy
+picows_relay.uvloop.run(picows_relay.main(int(sys.argv[1])))
+"""
+
+
+def test_a_relay_that_loses_a_frame_fails_with_the_reason() -> None:
+    def launch(place: Place) -> Launch:
+        return Launch([sys.executable, "-c", LOSSY, str(place.port)])
+
+    cell = _short([], ["small"], Contestant("lossy", "drops one frame", launch))["small"]["lossy"]
+    assert cell.runs == [None]
+    assert "not the one that was sent" in cell.failures[0] or "frames arrived" in cell.failures[0]
+
+
+def test_a_contestant_that_cannot_start_says_why_and_the_others_go_on() -> None:
+    broken = Contestant("broken", "fails", lambda _: Launch([sys.executable, "-c", "exit('no such relay')"]))
+    cells = _short(["picows"], ["small"], broken)["small"]
+    assert "no such relay" in cells["broken"].failures[0]
+    assert cells["picows"].failures == []
+
+
+def test_an_interrupted_run_leaves_no_process_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks", "--only", "websockets", "--work", "small"]
+    bench = subprocess.Popen(
+        [*command, "--seconds", "30", "--output", str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 30
+        started: list[psutil.Process] = []
+        while len(started) < 2 and time.monotonic() < deadline:  # the server and the load generator
+            started = psutil.Process(bench.pid).children(recursive=True)
+            time.sleep(0.05)
+        assert len(started) == 2
+        bench.send_signal(signal.SIGINT)
+        assert bench.wait(20) == 130
+    finally:
+        bench.kill()
+        bench.wait()
+    _, alive = psutil.wait_procs(started, timeout=5)
+    assert alive == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def _results(ours: float, picows: float) -> Results:
+    def cell(value: float) -> Cell:
+        return Cell(runs=[{"cpu_us_per_frame": value}])
+
+    return {"small": {"relay-daphne": cell(ours), "picows": cell(picows)}}
+
+
+@pytest.mark.parametrize(("ours", "met"), [(2.0, True), (4.0, True), (4.1, False)])
+def test_a_goal_is_met_only_by_its_ratio(ours: float, met: bool) -> None:
+    (verdict,) = [v for v in report.verdicts(_results(ours, 4.0)) if "that of bare picows" in v.goal]
+    assert verdict.met is met
+
+
+def test_a_goal_that_was_not_measured_is_not_called_met() -> None:
+    (verdict,) = [
+        v for v in report.verdicts(_results(1.0, 4.0)) if "Starlette" in v.goal and "half" in v.goal
+    ]
+    assert verdict.met is None
+    assert verdict.measured == "not measured"
+
+
+def test_a_failed_contestant_is_shown_with_its_reason() -> None:
+    results = _results(1.0, 4.0)
+    results["small"]["ws"] = Cell(runs=[None], failures=["3 of 4 frames arrived"])
+    about = {"when": "", "size": "quick", "repetitions": 1, "machine": ""}
+    text = report.markdown(results, about)
+    assert "| ws | FAILED" in text
+    assert "3 of 4 frames arrived" in text
