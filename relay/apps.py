@@ -1,5 +1,7 @@
 """The Django app's entry."""
 
+import sys
+
 from django.apps import AppConfig
 
 
@@ -12,3 +14,9 @@ class RelayConfig(AppConfig):
 
     def ready(self) -> None:
         from relay import checks  # noqa: F401 - importing it registers the checks
+
+        if sys.argv[1:2] == ["runserver"]:
+            # It looks up its server class before it imports the ASGI application.
+            from relay.servers import daphne
+
+            daphne.install()

@@ -97,6 +97,8 @@ class Leg:
         self.closed_with = None if gone and close.reason is CloseReason.PEER_LOST else close
         if self.reader is not None and self.reader is not asyncio.current_task():
             self.reader.cancel()
+        if self.spliced and self.port.connection is not None:
+            self.port.connection.unsplice()
         self.paired.cancel()
         if not self.over.done():  # it's cancelled where the server cancelled who waits for it
             self.over.set_result(None if gone else close)

@@ -35,13 +35,20 @@ class Spliceable(Protocol):
         Once spliced, `receive()` gives nothing more but the disconnect.
         """
 
+    def unsplice(self) -> None:
+        """The session has ended: carry and count nothing more that comes in here.
+
+        Only a frame that is half forwarded goes on to its end, as nothing else can follow it: without it the
+        peer could not be sent a close frame. A message that ends with it isn't counted.
+        """
+
     @property
     def unsent_bytes(self) -> int:
         """Bytes written to this socket that the kernel has not taken."""
 
     @property
     def taken_bytes(self) -> int:
-        """Payload bytes that the kernel has taken: grows while the peer reads, and only then."""
+        """Bytes that the peer has taken, as far as can be seen: grows while it reads, and only then."""
 
 
 class MessageTooBig(Exception):

@@ -9,18 +9,20 @@ from relay.flow import Gauge, WaterMarks
 
 Message = dict[str, Any]
 
-MESSAGE_BYTES = 128
-"""What a queued message costs beside its payload, in bytes, so that a flood of empty ones is bounded too."""
+MESSAGE_BYTES = 256
+"""What a queued message costs beside its payload, in bytes (a dict of two entries and the payload's object),
+so that a flood of empty messages is bounded too."""
 
 
 class Inbox:
     """Messages that the server has taken from one socket and the application has not.
 
     `pause` is called when they are more bytes than the high mark, `resume` when they are down to the low
-    mark: what they hold back is the reading of that socket.
+    mark: what they hold back is the reading of that socket. The queue holds at most the high mark and one
+    message, as long as its feeder stops at once.
     """
 
-    __slots__ = ("_gauge", "_pause", "_queue", "_resume", "_waiting")
+    __slots__ = ("_gauge", "_pause", "_queue", "_resume", "_waiting", "taken")
 
     def __init__(self, marks: WaterMarks, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         self._gauge = Gauge(marks)
@@ -28,14 +30,11 @@ class Inbox:
         self._resume = resume
         self._queue: deque[tuple[int, Message]] = deque()
         self._waiting: asyncio.Future[None] | None = None
+        self.taken = 0
+        """How many messages the application has taken so far: who counts again sees whether it works."""
 
     def __len__(self) -> int:
         return len(self._queue)
-
-    @property
-    def paused(self) -> bool:
-        """Whether reading the socket is held back."""
-        return self._gauge.paused
 
     def put(self, message: Message, size: int) -> None:
         """Queue a message of `size` bytes of payload."""
@@ -46,16 +45,22 @@ class Inbox:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
-    def put_nowait(self, message: Message) -> None:
-        """Queue an event that carries no payload: how Daphne says `websocket.connect`."""
-        self.put(message, 0)
-
     async def get(self) -> Message:
         """The next message: the application's `receive`. One caller at a time."""
-        while not self._queue:
-            self._waiting = asyncio.get_running_loop().create_future()
-            await self._waiting
+        if not self._queue:
+            await self.arrival()
         size, message = self._queue.popleft()
+        self.taken += 1
         if self._gauge.remove(size):
             self._resume()
         return message
+
+    async def arrival(self) -> None:
+        """Return when there is a message. One caller at a time, instead of `get`."""
+        while not self._queue:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+
+    def peek(self) -> Message:
+        """The next message, which stays where it is. Raises `IndexError` if there is none."""
+        return self._queue[0][1]

@@ -1,0 +1,121 @@
+"""One direction of a spliced session: from one socket's `dataReceived` to the other's transport.
+
+No queue, no task and no ASGI between them. What can't be written because the peer has no room is never
+read: the source isn't read then. Both sockets are of this process and its one event loop.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.internet.tcp import Connection
+
+from relay.frames import CLOSE, PING, Control, Forwarder
+from relay.links import Meter
+
+if TYPE_CHECKING:
+    from relay.servers.daphne.websocket import WebSocket
+
+READ_BYTES = 256 * 1024
+"""Read at once from a spliced socket: measured with frames of 64 KiB and 1 MiB, a quarter less CPU a byte
+than reads of 64 KiB, and no gain beyond."""
+
+
+class Splice:
+    """Carries the frames that `source` receives to `target`.
+
+    While a frame is half forwarded, `target` may write nothing else (RFC 6455 section 5.4 lets control frames
+    stand between the fragments of a message, never inside a frame): it holds its own frames until then, and
+    `take` stops there to let them out.
+    """
+
+    __slots__ = ("_base", "_clock", "_forwarder", "_meter", "_stopped", "_total", "source", "target")
+
+    def __init__(
+        self, source: "WebSocket", target: "WebSocket", meter: Meter, max_message_bytes: int
+    ) -> None:
+        self.source = source
+        self.target = target
+        self._forwarder = Forwarder(max_message_bytes)
+        self._meter = meter
+        self._clock = source.clock
+        self._base = meter.nbytes
+        self._total = 0
+        self._stopped = False
+        if isinstance(source.transport, Connection):  # not TLS, which has buffers of its own
+            source.transport.doRead = self._read
+
+    @property
+    def mid_frame(self) -> bool:
+        """Whether the target's output ends inside a frame."""
+        return self._forwarder.mid_frame
+
+    @property
+    def carries_message(self) -> bool:
+        """Whether a message is half forwarded: another one may not begin now (RFC 6455 section 5.4)."""
+        return self._forwarder.mid_frame or self._forwarder.partial_bytes > 0
+
+    @property
+    def dead(self) -> bool:
+        """Whether the rest of a half forwarded frame can't come any more."""
+        return self._forwarder.ended or self.source.gone
+
+    def stop(self) -> None:
+        """Forward and count nothing more, but for the rest of a frame that is half forwarded."""
+        self._stopped = True
+
+    def take(self, data: bytes) -> None:
+        """Forward what `source` received, and have it handle its control frames."""
+        source = self.source
+        source.heard_at = self._clock()
+        if self._stopped or self.target.holds_frames:
+            left = self._forwarder.frame_left if self.mid_frame else 0
+            self._forward(data[:left])
+            if not self.mid_frame:
+                self.target.frame_ended()
+            data = data[left:]
+        self._forward(data)
+
+    def _forward(self, data: bytes) -> None:
+        forwarder, target, source = self._forwarder, self.target, self.source
+        mid_frame = forwarder.mid_frame
+        writes, messages, payload_bytes, controls, failure = forwarder.feed(data)
+        if writes and (mid_frame or not self._stopped) and target.takes_frames:
+            target.outlet.write_now(writes)
+            self._total += payload_bytes
+            if not self._stopped:
+                self._count(messages)
+            if target.outlet.full:
+                source.wait_for_peer()
+        for control in controls:
+            self._handle(control)
+        if failure is not None:
+            source.fail_and_finish(failure.code, failure.text)
+            target.source_is_gone()
+
+    def _count(self, messages: int) -> None:
+        meter = self._meter
+        meter.active_at = self.source.heard_at
+        if messages:
+            meter.frames += messages
+            meter.nbytes = self._base + self._total - self._forwarder.partial_bytes
+
+    def _handle(self, control: Control) -> None:
+        payload = control.payload
+        if control.opcode == PING:
+            self.source.onPing(payload)
+        elif control.opcode == CLOSE:
+            code = int.from_bytes(payload[:2], "big") if payload else None
+            self.source.onCloseFrame(code, payload[2:])
+
+    def _read(self) -> Any:
+        """In place of Twisted's `doRead`, whose read size is also its write high mark."""
+        try:
+            data = self.source.transport.socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if not data:
+            return CONNECTION_DONE
+        self.take(data)
+        return None
