@@ -4,8 +4,12 @@ What it hears and what happens to it goes to stdout, one JSON object a line.
 """
 
 import asyncio
+import contextlib
 import json
+import time
 from typing import Any
+
+from relay.links import SPLICE_EXTENSION, Meter
 
 
 def say(event: str, **details: Any) -> None:
@@ -225,3 +229,62 @@ async def do_drain(scope: dict[str, Any], receive: Any, send: Any) -> None:
     heard(message)
     await asyncio.sleep(0.3)
     say("cleaned up")
+
+
+async def do_stubborn(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Refuse to be cancelled."""
+    await accept(send)
+    say("waiting")
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+async def do_block(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Block the event loop when asked to."""
+    await accept(send)
+    say("waiting")
+    await receive()
+    say("blocking")
+    time.sleep(60)  # noqa: ASYNC251 - this is what a test is about
+
+
+class Pair:
+    """Two sockets that are spliced to each other as soon as both are there and nothing is half received."""
+
+    def __init__(self) -> None:
+        self.legs: list[tuple[dict[str, Any], Any]] = []
+        self.meters = [Meter(), Meter()]
+        self.full = asyncio.Event()
+
+
+pairs: dict[bytes, Pair] = {}
+
+
+async def do_splice(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Splice the two sockets that ask for the same name; the end of one closes the other."""
+    await accept(send)
+    pair = pairs.setdefault(scope["query_string"], Pair())
+    number = len(pair.legs)
+    pair.legs.append((scope, send))
+    if number:
+        pair.full.set()
+    await pair.full.wait()
+    here, there = (
+        pair.legs[i][0]["extensions"][SPLICE_EXTENSION]["connection"] for i in (number, 1 - number)
+    )
+    peer_send = pair.legs[1 - number][1]
+    while not here.splice(there, pair.meters[number]):
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            break
+        say("ordinary", number=number)
+        await peer_send({**message, "type": "websocket.send"})
+    else:
+        say("spliced", number=number)
+        message = await receive()
+    here.unsplice()
+    there.unsplice()
+    counted = {"frames": [m.frames for m in pair.meters], "nbytes": [m.nbytes for m in pair.meters]}
+    say("ended", number=number, **counted, **{key: message[key] for key in ("code", "reason", "clean")})
+    await peer_send({"type": "websocket.close", "code": 4410, "reason": "the peer left"})

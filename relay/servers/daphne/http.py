@@ -135,6 +135,9 @@ class Factory(daphne.http_protocol.HTTPFactory):  # type: ignore[misc]
         channel: Channel = http.HTTPFactory.buildProtocol(self, addr)
         return channel
 
+    def log(self, request: Any) -> None:
+        """Not Twisted's access log, which shows queries: there may be tokens in them."""
+
     def acceptableProtocols(self) -> list[bytes]:
         """For ALPN."""
         return [b"http/1.1"]

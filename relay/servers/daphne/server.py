@@ -191,15 +191,15 @@ class RelayServer(daphne.server.Server):  # type: ignore[misc] # Daphne has no t
         if self._signalled:
             leave(128 + number)
         self._signalled = True
+        # Whatever hangs, be it the event loop: the process ends in time.
+        watchdog = threading.Timer(self.settings.drain_seconds, leave, [0])
+        watchdog.daemon = True
+        watchdog.start()
         self.loop.call_soon_threadsafe(self._start_drain, number)
 
     def _start_drain(self, number: int) -> None:
         seconds = self.settings.drain_seconds
         logger.info("%s: draining, %g s at most", signal.Signals(number).name, seconds)
-        # Whatever hangs, even in a thread: the process ends in time.
-        watchdog = threading.Timer(seconds, leave, [0])
-        watchdog.daemon = True
-        watchdog.start()
         self._draining = self.loop.create_task(self.drain(seconds))
 
     async def drain(self, seconds: float) -> None:

@@ -85,7 +85,7 @@ class WebSocket(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has n
             pause=functools.partial(self.hold, Hold.APPLICATION),
             resume=functools.partial(self.release, Hold.APPLICATION),
         )
-        self.outlet = Outlet(self.transport, WaterMarks(settings.write_high_bytes, 0))
+        self.outlet = Outlet(self.transport, WaterMarks(settings.write_high_bytes, settings.write_low_bytes))
         self.holds = Hold(0)
         self._consuming = False
         self._awaits_pong = False

@@ -1,0 +1,126 @@
+"""Memory is bounded: who is behind slows down who is ahead. Each on Daphne as it comes, and on ours."""
+
+import pytest
+
+from tests.servers.conftest import get, growth_mib, is_ours, resident_mib
+from tests.servers.wire import BINARY, CLOSE, PING, Wire, frame
+
+MIB = 2**20
+KERNEL_MIB = 12
+"""More than the kernel's buffers of the two ends of a connection hold."""
+
+
+def test_an_application_that_is_behind_slows_the_sender(fresh):
+    get(fresh, "/close")
+    chunk = frame(BINARY, bytes(65536)) * 16
+    before = resident_mib(fresh)
+    with Wire(fresh.port, "/gated/sink") as client:
+        sent = client.push(chunk * 64, patience=1)
+        grown = resident_mib(fresh) - before
+        if is_ours(fresh):
+            assert sent < KERNEL_MIB * MIB
+            assert grown < 4
+        else:
+            assert sent == len(chunk) * 64
+            assert grown > 48
+            get(fresh, "/open")
+            return
+        get(fresh, "/open")
+        rest = chunk * 64
+        client.send(rest[sent:] + frame(CLOSE, b"\x03\xe8"))
+        fresh.wait_until(lambda: fresh.lines("counted"), "count what came")
+        assert fresh.lines("counted")[-1]["count"] == 1024
+        assert fresh.lines("counted")[-1]["size"] == 1024 * 65536
+
+
+@pytest.mark.parametrize("payload", [b"", b"x"], ids=["empty", "one byte"])
+def test_a_flood_of_tiny_messages_is_bounded_too(fresh, payload):
+    get(fresh, "/close")
+    count = 200_000
+    before = resident_mib(fresh)
+    with Wire(fresh.port, "/gated/sink") as client:
+        data = frame(BINARY, payload) * count
+        sent = client.push(data, patience=2)
+        grown = growth_mib(fresh, before, enough=20, seconds=3 if is_ours(fresh) else 20)
+        get(fresh, "/open")
+        if not is_ours(fresh):
+            assert grown >= 20
+            return
+        assert grown < 6
+        client.send(data[sent:] + frame(CLOSE, b"\x03\xe8"))
+        fresh.wait_until(lambda: fresh.lines("counted")[-1:] and fresh.lines("counted")[-1]["count"] == count,
+                          "count what came")  # fmt: skip
+
+
+def test_a_message_of_endless_empty_fragments_is_bounded(ours):
+    before = resident_mib(ours)
+    with Wire(ours.port, "/echo") as client:
+        client.send(frame(BINARY, b"a", fin=False))
+        client.send(frame(0, b"", fin=False) * 200_000)
+        client.send(frame(0, b"z"))
+        assert client.message() == b"az"
+    assert resident_mib(ours) - before < 1
+
+
+def test_pings_of_a_client_that_reads_nothing_do_not_fill_the_memory(ours):
+    before = resident_mib(ours)
+    with Wire(ours.port, "/echo", receive_buffer=4096) as client:
+        client.send(frame(PING, bytes(125)) * 100_000 + frame(PING, b"last") + frame(BINARY, b"end"))
+        ours.wait_until(lambda: resident_mib(ours) > 0, "live")
+        payload = b""
+        pongs = 0
+        while payload != b"end":
+            first, payload = client.next_frame()
+            pongs += first == 0x8A
+        assert pongs < 100_000  # RFC 6455 section 5.5.3: the latest is enough
+    assert resident_mib(ours) - before < 4
+
+
+def test_send_waits_while_the_peer_reads_nothing_and_goes_on_when_it_reads(fresh):
+    before = resident_mib(fresh)
+    with Wire(fresh.port, "/source?1600x65536", receive_buffer=65536) as client:
+        if not is_ours(fresh):
+            fresh.wait_until(lambda: fresh.lines("all sent"), "send all")
+            assert resident_mib(fresh) - before > 60
+            return
+        assert client.silent(0) is False  # frames are here
+        counts = -1
+        while counts != (counts := len(fresh.lines("sent"))):
+            ours_is_quiet(client)
+        assert counts * 16 < KERNEL_MIB * MIB / 65536
+        assert not fresh.lines("all sent")
+        assert resident_mib(fresh) - before < 4
+        for number in range(1600):
+            assert int.from_bytes(client.message()[:4], "big") == number
+        assert client.close_frame() == (4000, "that was all")
+
+
+def ours_is_quiet(client: Wire) -> None:
+    """Give the server a moment in which it could send more."""
+    client.socket.settimeout(0.3)
+    try:
+        client.socket.recv(0)
+    finally:
+        client.socket.settimeout(20)
+
+
+def test_a_send_that_is_cancelled_while_it_waits_was_not_sent(ours):
+    with Wire(ours.port, "/cancelled/send", receive_buffer=65536) as client:
+        ours.wait_until(lambda: ours.lines("cancelled"), "be cancelled")
+        sent = ours.lines("cancelled")[-1]["sent"]
+        numbers = [int.from_bytes(client.message()[:4], "big") for _ in range(sent + 1)]
+        assert numbers == list(range(sent + 1))
+        assert client.close_frame() == (1000, "")
+
+
+def test_connections_that_come_and_go_leave_no_memory_behind(ours):
+    def connect(count: int) -> None:
+        for _ in range(count):
+            with Wire(ours.port, "/echo") as client:
+                client.send(frame(CLOSE, b"\x03\xe8"))
+                assert client.ends()
+
+    connect(500)
+    before = resident_mib(ours)
+    connect(1500)
+    assert resident_mib(ours) - before < 1.5

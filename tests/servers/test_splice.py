@@ -1,0 +1,243 @@
+"""Two sockets spliced below ASGI: exact, in order, bounded, and with a clean end. On TCP, and over TLS."""
+
+import datetime
+import itertools
+import os
+import struct
+import time
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.processes import free_port
+from tests.servers.conftest import OURS, daphne, resident_mib
+from tests.servers.wire import BINARY, CLOSE, PING, PONG, TEXT, Wire, frame
+
+MIB = 2**20
+names = (f"name-{number}" for number in itertools.count())
+
+
+@pytest.fixture(scope="module", params=["tcp", "tls"])
+def server(request, tmp_path_factory):
+    """A server, with `connect` to make a client of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    options = ()
+    port = None
+    if request.param == "tls":
+        port = free_port()
+        key, certificate = self_signed(folder)
+        options = ("-e", f"ssl:{port}:privateKey={key}:certKey={certificate}:interface=127.0.0.1")
+    with daphne(OURS, folder, "-p", "{port}", *options) as running:
+        running.connect = lambda path, **kw: Wire(port or running.port, path, tls=bool(port), **kw)
+        yield running
+
+
+def self_signed(folder):
+    """Paths of a key and of a certificate for this test."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(private)
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(pem))
+    return folder / "key.pem", folder / "certificate.pem"
+
+
+@pytest.fixture
+def pair(server):
+    """Two clients whose sockets are spliced to each other."""
+    name = next(names)
+    before = len(server.lines("spliced"))
+    with server.connect(f"/splice?{name}") as one, server.connect(f"/splice?{name}") as two:
+        server.wait_until(lambda: len(server.lines("spliced")) == before + 2, "splice")
+        yield one, two
+
+
+def ended(server, number, after=0):
+    """What the first (0) or second (1) socket's application saw at its end."""
+
+    def seen():
+        return [line for line in server.lines("ended") if line["number"] == number][after:]
+
+    server.wait_until(seen, "end")
+    return seen()[-1]
+
+
+@pytest.fixture
+def before(server):
+    """How many sockets of each number have ended before this test."""
+    return [sum(line["number"] == number for line in server.lines("ended")) for number in (0, 1)]
+
+
+def test_frames_of_all_sizes_cross_both_ways_and_are_counted(server, pair, before):
+    one, two = pair
+    sizes = [0, 1, 125, 126, 1000, 65535, 65536, MIB]
+    payloads = [os.urandom(size) for size in sizes]
+    for there, back in zip(payloads, reversed(payloads), strict=True):
+        one.send(frame(BINARY, there))
+        assert two.next_frame() == (0x80 | BINARY, there)
+        two.send(frame(BINARY, back))
+        assert one.next_frame() == (0x80 | BINARY, back)
+    one.send(frame(TEXT, "für alle".encode()) + frame(CLOSE, b"\x03\xe9done"))
+    assert two.message() == "für alle".encode()
+    assert two.close_frame() == (4410, "the peer left")
+    told = ended(server, 0, before[0])
+    assert (told["code"], told["reason"], told["clean"]) == (1001, "done", True)
+    assert told["frames"] == [9, 8]
+    assert told["nbytes"] == [sum(sizes) + 9, sum(sizes)]
+
+
+def test_cut_anywhere_they_arrive_the_same(pair):
+    one, two = pair
+    messages = [b"", b"a" * 3, b"b" * 126, b"c" * 300]
+    data = b"".join(frame(BINARY, message) for message in messages)
+    for cut in range(0, len(data), 7):
+        one.send(data[:cut])
+        one.send(data[cut:])
+        assert [two.message() for _ in messages] == messages
+
+
+def test_fragmentation_is_kept_with_pings_answered_between(pair):
+    one, two = pair
+    one.send(frame(TEXT, b"a", fin=False) + frame(PING, b"?") + frame(0, b"", fin=False) + frame(0, b"b"))
+    assert [two.next_frame() for _ in range(3)] == [(TEXT, b"a"), (0, b""), (0x80, b"b")]
+    assert one.next_frame() == (0x80 | PONG, b"?")
+
+
+def test_it_starts_with_what_was_half_received_and_loses_nothing(server):
+    """The ordinary path ends with the message that it has begun; a header it has begun is handed over."""
+    name = next(names)
+    first, second, third = (frame(BINARY, bytes([n]) * 300) for n in (1, 2, 3))
+    with server.connect(f"/splice?{name}") as one:
+        one.send(first + second[:100])
+        with server.connect(f"/splice?{name}") as two:
+            assert two.message() == b"\x01" * 300
+            one.send(second[100:] + third[:3])
+            assert two.message() == b"\x02" * 300
+            one.send(third[3:] + first)
+            assert two.message() == b"\x03" * 300
+            assert two.message() == b"\x01" * 300
+
+
+def test_a_peer_that_reads_nothing_stops_its_sender_and_memory_is_bounded(server, pair):
+    one, two = pair
+    before = resident_mib(server)
+    data = frame(BINARY, bytes(65536), mask=b"abcd") * 1600
+    sent = one.push(data, patience=1)
+    assert sent < 24 * MIB  # what four kernel buffers take
+    assert resident_mib(server) - before < 4
+    # It's held back, not lost.
+    whole, rest = divmod(sent, 65536 + 14)
+    for _ in range(whole):
+        assert two.message() == bytes(65536)
+    one.send(data[sent : sent + 65536 + 14 - rest])
+    assert two.message() == bytes(65536)
+
+
+def test_a_pong_waits_for_the_end_of_a_half_forwarded_frame(pair):
+    one, two = pair
+    data = frame(BINARY, b"x" * 50_000)
+    one.send(data[:1000])
+    half = b""
+    while len(half) < 900:
+        half += two.socket.recv(65536)
+    two.send(frame(PING, b"1") + frame(PING, b"2"))
+    assert two.silent(0.3)
+    one.send(data[1000:])
+    two.buffer = half + two.buffer
+    assert two.next_frame() == (0x80 | BINARY, b"x" * 50_000)
+    assert two.next_frame() == (0x80 | PONG, b"2")  # the latest
+
+
+def test_a_close_waits_for_the_end_of_a_half_forwarded_frame_and_nothing_else_gets_through(
+    server, pair, before
+):
+    one, two = pair
+    data = frame(BINARY, b"x" * 50_000)
+    one.send(data[:1000])
+    half = b""
+    while len(half) < 900:
+        half += two.socket.recv(65536)
+    two.send(frame(CLOSE, b"\x03\xe8"))
+    assert ended(server, 1, before[1])["code"] == 1000
+    one.send(data[1000:] + frame(BINARY, b"too late"))
+    two.buffer = half + two.buffer
+    assert two.next_frame() == (0x80 | BINARY, b"x" * 50_000)
+    assert two.next_frame() == (0x80 | CLOSE, b"\x03\xe8")
+    assert two.ends(1.5)
+    assert one.close_frame() == (4410, "the peer left")
+    assert one.ends(1.5)
+
+
+@pytest.mark.parametrize("how", ["reset", "silent"])
+def test_a_half_forwarded_frame_whose_rest_never_comes_ends_the_connection(server, pair, before, how):
+    one, two = pair
+    one.send(frame(BINARY, b"x" * 50_000)[:1000])
+    half = b""
+    while len(half) < 900:
+        half += two.socket.recv(65536)
+    if how == "reset":
+        one.reset()
+        told = ended(server, 0, before[0])
+        assert (told["code"], told["clean"]) == (1006, False)
+        assert two.ends(1.5)
+    else:
+        two.send(frame(CLOSE, b"\x03\xe8"))
+        started = time.monotonic()
+        assert two.ends(4)
+        assert time.monotonic() - started > 1  # RELAY_CLOSE_SECONDS is 2
+
+
+BAD = {
+    "too big": (frame(BINARY, bytes(MIB + 1))[:2000], 1009),
+    "too big in fragments": (frame(BINARY, bytes(MIB), fin=False) + frame(0, b"x"), 1009),
+    "not UTF-8": (frame(TEXT, b"\xff"), 1007),
+    "not masked": (b"\x82\x01x", 1002),
+    "reserved bit": (b"\xc2" + frame(BINARY, b"x")[1:], 1002),
+    "nothing to continue": (frame(0x0, b"x"), 1002),
+    "close with half a code": (frame(CLOSE, b"x"), 1002),
+    "close with a bad code": (frame(CLOSE, struct.pack("!H", 1006)), 1002),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_who_breaks_a_rule_is_told_which_after_what_was_good_has_passed(server, pair, before, bad):
+    one, two = pair
+    data, code = BAD[bad]
+    one.send(frame(BINARY, b"good") + data)
+    assert one.close_frame()[0] == code
+    assert one.ends(1.5)
+    assert two.message() == b"good"
+    told = ended(server, 0, before[0])
+    assert (told["code"], told["clean"]) == (code, False)
+    assert told["frames"][0] == 1
+    if bad != "too big in fragments":
+        assert two.close_frame() == (4410, "the peer left")
+
+
+def test_many_small_frames_keep_their_order(pair):
+    one, two = pair
+    count = 50_000
+    data = b"".join(frame(BINARY, struct.pack("!I", n), mask=b"\x01\x02\x03\x04") for n in range(count))
+    one.push(data[: len(data) // 2], patience=1)
+    one.socket.settimeout(20)
+    sent = len(data) // 2
+    got = []
+    view = memoryview(data)
+    one.send(view[sent:])
+    while len(got) < count:
+        got.append(struct.unpack("!I", two.message())[0])
+    assert got == list(range(count))
