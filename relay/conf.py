@@ -76,9 +76,15 @@ class RelaySettings(BaseModel):
         64 * KIB,
         ge=KIB,
         alias="RELAY_WRITE_HIGH_BYTES",
-        description="Daphne: bytes of one socket that the kernel has not taken at which its sender waits, "
-        "until it has taken them all. 65536: the kernel's own buffer is what keeps the socket busy; more "
-        "here is only copied about.",
+        description="Daphne: bytes of one socket that the kernel has not taken at which its sender waits. "
+        "65536: the kernel's own buffer is what keeps the socket busy; more here is only copied about.",
+    )
+    write_low_bytes: int = Field(
+        16 * KIB,
+        ge=0,
+        alias="RELAY_WRITE_LOW_BYTES",
+        description="Daphne: bytes not yet taken by the kernel at which a waiting sender goes on. 16384: it "
+        "is awake again before the rest is gone.",
     )
     splice: bool = Field(
         True,
@@ -135,11 +141,13 @@ class RelaySettings(BaseModel):
 
     @model_validator(mode="after")
     def _marks_are_in_order(self) -> "RelaySettings":
-        if self.read_low_bytes > self.read_high_bytes:
-            raise SettingError(
-                f"RELAY_READ_LOW_BYTES: {self.read_low_bytes} is above RELAY_READ_HIGH_BYTES "
-                f"({self.read_high_bytes}); expected at most that"
-            )
+        for way in ("read", "write"):
+            low, high = getattr(self, f"{way}_low_bytes"), getattr(self, f"{way}_high_bytes")
+            if low > high:
+                name = f"RELAY_{way.upper()}"
+                raise SettingError(
+                    f"{name}_LOW_BYTES: {low} is above {name}_HIGH_BYTES ({high}); expected at most that"
+                )
         return self
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -44,6 +45,8 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Any) -> None:
         self.scope = scope
         self.base_send = send
+        if "extensions" not in scope:
+            _warn_of_plain_server()
         if (await receive())["type"] != "websocket.connect":
             return
         offered = scope.get("subprotocols", ())
@@ -85,7 +88,7 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
         except Refused:
             raise
         except Exception as error:
-            logger.error("a backend failed, a leg is refused: %r", error)
+            logger.warning("a backend failed, a leg is refused: %s: %s", type(error).__name__, error)
             raise Refused(CloseReason.UNAVAILABLE) from error
 
     def _port(self) -> sessions.Port:
@@ -166,7 +169,9 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
             try:
                 event = await self.channel_layer.receive(self.channel_name)
             except Exception as error:  # noqa: BLE001 - a layer raises what its client library raises
-                logger.warning("the channel layer failed, events are late: %r", error)
+                logger.warning(
+                    "the channel layer failed, events are late: %s: %s", type(error).__name__, error
+                )
                 await asyncio.sleep(CHANNEL_LAYER_RETRY_SECONDS)
                 continue
             if event["type"] == sessions.CLOSE_EVENT:
@@ -179,7 +184,7 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
             async with asyncio.timeout(conf.current().admit_seconds):
                 await self.channel_layer.group_add(group, self.channel_name)
         except Exception as error:  # noqa: BLE001 - a layer raises what its client library raises
-            logger.error("the channel layer failed, a session ends: %r", error)
+            logger.warning("the channel layer failed, a session ends: %s: %s", type(error).__name__, error)
             self.sessions.end(leg, Close.because(CloseReason.UNAVAILABLE))
 
     async def _leave_group(self, leg: sessions.Leg) -> None:
@@ -189,7 +194,16 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
                 await self.channel_layer.group_discard(group, self.channel_name)
         except Exception as error:  # noqa: BLE001 - as above
             # A new session has a new group: a stale member of this one harms nobody, and expires.
-            logger.warning("a leg could not leave its group: %r", error)
+            logger.warning("a leg could not leave its group: %s: %s", type(error).__name__, error)
+
+
+@functools.cache
+def _warn_of_plain_server() -> None:
+    """Once a process: Daphne without `relay.servers.daphne`, which is known by the missing extensions."""
+    logger.warning(
+        "this server has neither flow control nor faithful closes: frames may be lost and memory may grow; "
+        "call relay.servers.daphne.install() in the ASGI module, as lemcloud/asgi.py does"
+    )
 
 
 async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:

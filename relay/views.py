@@ -3,11 +3,24 @@
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.http import require_safe
 
+from relay import readiness
+
 
 @require_safe
 def health(request: HttpRequest) -> JsonResponse:
     """200 while the process serves, whatever its backends do: a reason to keep it, not to send it work."""
     return JsonResponse({"status": "ok"})
+
+
+async def ready(request: HttpRequest) -> JsonResponse:
+    """200 while this node takes new sessions; 503 with the failing parts named while it doesn't."""
+    failing = await readiness.failing()
+    if failing:
+        answer = JsonResponse({"status": "not ready", "failing": failing}, status=503)
+        # Asked every few seconds: Django would log each answer as an error of the server.
+        answer._has_been_logged = True  # type: ignore[attr-defined]
+        return answer
+    return JsonResponse({"status": "ready"})
 
 
 def upgrade_required(request: HttpRequest, session_id: str) -> HttpResponse:

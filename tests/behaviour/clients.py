@@ -25,11 +25,13 @@ def connect(relay: Any, session_id: str, jwt: str | None = None, **options: Any)
 
 
 @asynccontextmanager
-async def pair(relay: Any, session_id: str) -> AsyncIterator[tuple[ClientConnection, ClientConnection]]:
+async def pair(
+    relay: Any, session_id: str, **options: Any
+) -> AsyncIterator[tuple[ClientConnection, ClientConnection]]:
     """Both legs of a session, each with its own token; the one that came first is the client."""
     async with (
-        connect(relay, session_id, token(sub="alice")) as client,
-        connect(relay, session_id, token(sub="bob")) as server,
+        connect(relay, session_id, token(sub="alice"), **options) as client,
+        connect(relay, session_id, token(sub="bob"), **options) as server,
     ):
         yield client, server
 

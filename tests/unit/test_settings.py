@@ -22,6 +22,7 @@ MALFORMED = {
     "DATABASE_URL": ["nonsense", "mysql://x/y", "postgres://h:port/x"],
     "RELAY_MAX_MESSAGE_BYTES": ["1", "1e9", "1 MiB"],
     "RELAY_READ_LOW_BYTES": ["999999999"],
+    "RELAY_WRITE_LOW_BYTES": ["999999999"],
     "RELAY_JWT_ALGORITHM": ["none", "HS1"],
     "RELAY_JWT_PUBLIC_KEY_FILE": ["/nowhere/key.pem"],
 }

@@ -64,7 +64,7 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
         self.settings = settings = conf.current()
         self.clock = self.server.loop.time
         self.opened_at = self.heard_at = self.clock()
-        self.outlet = Outlet(self.transport, WaterMarks(settings.write_high_bytes, 0))
+        self.outlet = Outlet(self.transport, WaterMarks(settings.write_high_bytes, settings.write_low_bytes))
         self.holds = Hold(0)
         self.gone = False
         self._request_read = False
