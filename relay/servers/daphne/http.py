@@ -23,6 +23,7 @@ class Request(daphne.http_protocol.WebRequest):  # type: ignore[misc] # Daphne h
     """One HTTP request; Daphne's own, but for what makes it fail, and for the upgrade."""
 
     transport: Any
+    channel: Any
 
     _refused = False
 
@@ -86,6 +87,9 @@ class Request(daphne.http_protocol.WebRequest):  # type: ignore[misc] # Daphne h
         channel.rawDataReceived = socket.dataReceived
         transport.resumeProducing()
         self.server.protocol_disconnected(self)
+        # The two refer to each other: freed now rather than by the garbage collector.
+        channel.requests.clear()
+        self.channel = None
 
     def _websocket_scope(self, headers: list[tuple[bytes, list[bytes]]]) -> dict[str, Any]:
         root_path, kept = self.server.root_path, []

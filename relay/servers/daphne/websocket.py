@@ -60,9 +60,9 @@ class WebSocket(Protocol):
     def onOpen(self) -> None:
         self._opened = True
         self._log("connected")
-        # Only the handshake needed these; a waiting socket should cost little.
-        for name in ("http_headers", "http_request_data", "http_response_data"):
-            self.__dict__.pop(name, None)
+        # Only the handshake needed these; a waiting socket should cost little, and keep no token.
+        for name in [name for name in self.__dict__ if name.startswith("http_")]:
+            del self.__dict__[name]
         self.release(Hold.UPGRADE)
 
     def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
@@ -260,6 +260,11 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
             closeHandshakeTimeout=0,
         )
         self._server = server
+        # Else autobahn copies each of its thirty options into each socket.
+        for name in WebSocket.CONFIG_ATTRS:
+            option = getattr(self, name)
+            if not callable(option):
+                setattr(WebSocket, name, option)
 
     def buildProtocol(self, addr: Any) -> WebSocket:
         """A `WebSocket` that knows its server."""
