@@ -19,7 +19,11 @@ from tests.behaviour.raw import RawClient
 KIB, MIB = 1024, 1024 * 1024
 
 KERNEL_BYTES = 128 * KIB
-"""Kernel buffer of each socket of the tests. The relay's own two are the kernel's to choose."""
+"""Kernel buffer of each socket of the tests; the relay's own are the kernel's to choose. Not smaller: below
+two segments of loopback (64 KiB each) TCP waits for timers."""
+
+
+CLOSE, PING = 0x8, 0x9
 
 
 def frame(payload: bytes) -> bytes:
@@ -99,12 +103,18 @@ class BareLeg:
             (size,) = struct.unpack("!Q", await self.read(8))
         return first & 0x0F, await self.read(size)
 
-    async def close_code(self) -> int:
-        """The code of the close frame; pings before it are skipped."""
+    async def next_message(self) -> tuple[int, bytes]:
+        """The next frame that is no ping; a leg that reads late finds some."""
         while True:
             opcode, payload = await self.next_frame()
-            if opcode == 0x8:
-                return int.from_bytes(payload[:2])
+            if opcode != PING:
+                return opcode, payload
+
+    async def close_code(self) -> int:
+        """The code of the close frame, which has to be the next but for pings."""
+        opcode, payload = await self.next_message()
+        assert opcode == CLOSE, opcode
+        return int.from_bytes(payload[:2])
 
 
 class Watch:
