@@ -47,20 +47,11 @@ class Inbox:
 
     async def get(self) -> Message:
         """The next message: the application's `receive`. One caller at a time."""
-        if not self._queue:
-            await self.arrival()
+        while not self._queue:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
         size, message = self._queue.popleft()
         self.taken += 1
         if self._gauge.remove(size):
             self._resume()
         return message
-
-    async def arrival(self) -> None:
-        """Return when there is a message. One caller at a time, instead of `get`."""
-        while not self._queue:
-            self._waiting = asyncio.get_running_loop().create_future()
-            await self._waiting
-
-    def peek(self) -> Message:
-        """The next message, which stays where it is. Raises `IndexError` if there is none."""
-        return self._queue[0][1]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.servers.conftest import OURS, STOCK, get
+from tests.servers.conftest import OURS, STOCK, get, resident_mib
 from tests.servers.wire import KEY, Wire, request
 
 HEAD = (
@@ -58,6 +58,32 @@ def test_what_is_too_long_is_said_to_be(ours, bad):
     with Wire(ours.port) as client:
         client.push(f"{BAD[bad]}\r\n\r\n".encode("latin-1")[:20_000])
         assert client.response_head().split(b" ")[1] == (b"414" if "query" in bad else b"431")
+
+
+@pytest.mark.parametrize("kind", [STOCK, OURS])
+@pytest.mark.parametrize("how", ["length", "chunks"])
+def test_the_body_of_a_request_is_bounded(start, kind, how):
+    server = start(kind)
+    before = resident_mib(server)
+    size = 32 * 2**20
+    with Wire(server.port) as client:
+        if how == "length":
+            client.send(f"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode())
+            client.push(bytes(size))
+        else:
+            client.send(b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            client.push((b"100000\r\n" + bytes(2**20) + b"\r\n") * 32 + b"0\r\n\r\n")
+        try:
+            head = client.response_head()
+        except ConnectionResetError:
+            head = b""
+    if kind == STOCK:
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert resident_mib(server) - before > 16
+    else:
+        assert head == b"" or head.startswith(b"HTTP/1.1 413 ")
+        assert resident_mib(server) - before < 8
+    assert get(server, "/").status_code == 200
 
 
 @pytest.mark.parametrize("kind", [STOCK, OURS])

@@ -1,59 +1,17 @@
 """Two sockets spliced below ASGI: exact, in order, bounded, and with a clean end. On TCP, and over TLS."""
 
-import datetime
 import itertools
 import os
 import struct
 import time
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.processes import free_port
-from tests.servers.conftest import OURS, daphne, resident_mib
-from tests.servers.wire import BINARY, CLOSE, PING, PONG, TEXT, Wire, frame
+from tests.servers.conftest import resident_mib
+from tests.servers.wire import BINARY, CLOSE, PING, PONG, TEXT, frame
 
 MIB = 2**20
 names = (f"name-{number}" for number in itertools.count())
-
-
-@pytest.fixture(scope="module", params=["tcp", "tls"])
-def server(request, tmp_path_factory):
-    """A server, with `connect` to make a client of it."""
-    folder = tmp_path_factory.mktemp(request.param)
-    options = ()
-    port = None
-    if request.param == "tls":
-        port = free_port()
-        key, certificate = self_signed(folder)
-        options = ("-e", f"ssl:{port}:privateKey={key}:certKey={certificate}:interface=127.0.0.1")
-    with daphne(OURS, folder, "-p", "{port}", *options) as running:
-        running.connect = lambda path, **kw: Wire(port or running.port, path, tls=bool(port), **kw)
-        yield running
-
-
-def self_signed(folder):
-    """Paths of a key and of a certificate for this test."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "key.pem").write_bytes(private)
-    (folder / "certificate.pem").write_bytes(certificate.public_bytes(pem))
-    return folder / "key.pem", folder / "certificate.pem"
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """HTTP of the server: bad requests get an answer instead of a traceback, and upgrades become WebSockets."""
 
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,14 +14,40 @@ ROOT_PATH_HEADER = b"daphne-root-path"
 UPGRADE_HEADERS = frozenset({b"host", b"upgrade", b"connection", b"origin"})
 """Headers that autobahn needs for the handshake, beside all of `sec-websocket-*`."""
 
+MAX_BODY_BYTES = 2_621_440
+"""Largest body of a request, in bytes; Daphne hands it to the application's queue in whole. 2.5 MiB: what
+Django takes into memory by default, and far more than a form of the admin."""
+
 
 class Request(daphne.http_protocol.WebRequest):  # type: ignore[misc] # Daphne has no types
     """One HTTP request; Daphne's own, but for what makes it fail, and for the upgrade."""
 
     transport: Any
+    channel: Any
+
+    _refused = False
+
+    def gotLength(self, length: int | None) -> None:
+        """The headers are here, and with them the size of the body unless it comes in chunks."""
+        super().gotLength(length)
+        if length is not None and length > MAX_BODY_BYTES:
+            self._refuse_body()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """A part of the body."""
+        if not self._refused:
+            super().handleContentChunk(data)
+            if self.content.tell() > MAX_BODY_BYTES:
+                self._refuse_body()
+
+    def _refuse_body(self) -> None:
+        self._refused = True
+        self.channel.refuse(413)
 
     def process(self) -> Any:
         """All of the request is here."""
+        if self._refused:
+            return None
         self.query_string = self.uri.partition(b"?")[2]
         headers = list(self.requestHeaders.getAllRawHeaders())
         if not self.path.isascii() or not self.query_string.isascii():
@@ -60,6 +87,9 @@ class Request(daphne.http_protocol.WebRequest):  # type: ignore[misc] # Daphne h
         channel.rawDataReceived = socket.dataReceived
         transport.resumeProducing()
         self.server.protocol_disconnected(self)
+        # The two refer to each other: freed now rather than by the garbage collector.
+        channel.requests.clear()
+        self.channel = None
 
     def _websocket_scope(self, headers: list[tuple[bytes, list[bytes]]]) -> dict[str, Any]:
         root_path, kept = self.server.root_path, []
@@ -109,6 +139,25 @@ class Request(daphne.http_protocol.WebRequest):  # type: ignore[misc] # Daphne h
             self.channel.loseConnection()  # so that the client doesn't take it for complete
 
 
+def checked_headers(headers: Any) -> list[tuple[str, str]]:
+    """Names in lower case and values, as text. Raises `ValueError` for what would break the response."""
+    checked = []
+    for name, value in headers:
+        text = name.decode("ascii").lower(), value.decode("ascii")
+        if not text[0] or not all(part.isprintable() for part in text):
+            raise ValueError("a response header has a control character or no name")
+        checked.append(text)
+    return checked
+
+
+def final_response(status: int, headers: list[tuple[str, str]], body: bytes = b"") -> bytes:
+    """A whole HTTP response after which the connection closes."""
+    phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
+    lines = [f"HTTP/1.1 {status} {phrase}", "Connection: close", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers if name not in ("connection", "content-length")]
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
 class Channel(http.HTTPChannel):  # type: ignore[misc] # Twisted isn't followed
     """One HTTP connection. Says which limit a request broke before it closes."""
 
@@ -117,11 +166,11 @@ class Channel(http.HTTPChannel):  # type: ignore[misc] # Twisted isn't followed
     def lineLengthExceeded(self, line: bytes) -> None:
         """A request line or header over 16 KiB, Twisted's limit."""
         in_headers = bool(self.requests) and hasattr(self, "_command")
-        status = b"431 Request Header Fields Too Large" if in_headers else b"414 URI Too Long"
-        self._refuse(status)
+        self.refuse(431 if in_headers else 414)
 
-    def _refuse(self, status: bytes) -> None:
-        self.transport.write(b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+    def refuse(self, status: int) -> None:
+        """Answer with an error, and close."""
+        self.transport.write(final_response(status, []))
         self.loseConnection()
 
 

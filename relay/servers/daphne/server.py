@@ -164,7 +164,7 @@ class RelayServer(daphne.server.Server):  # type: ignore[misc] # Daphne has no t
                 self._cancel_idle_application(protocol, details, now)
             elif isinstance(protocol, WebSocket):
                 protocol.check(now)
-                if protocol.is_held:
+                if protocol.holds:
                     held.append(protocol)
             else:
                 protocol.check_timeouts()

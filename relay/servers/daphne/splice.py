@@ -13,7 +13,7 @@ from relay.frames import CLOSE, PING, Control, Forwarder
 from relay.links import Meter
 
 if TYPE_CHECKING:
-    from relay.servers.daphne.websocket import WebSocket
+    from relay.servers.daphne.protocol import Protocol
 
 READ_BYTES = 256 * 1024
 """Read at once from a spliced socket: measured with frames of 64 KiB and 1 MiB, a quarter less CPU a byte
@@ -30,9 +30,7 @@ class Splice:
 
     __slots__ = ("_base", "_clock", "_forwarder", "_meter", "_stopped", "_total", "source", "target")
 
-    def __init__(
-        self, source: "WebSocket", target: "WebSocket", meter: Meter, max_message_bytes: int
-    ) -> None:
+    def __init__(self, source: "Protocol", target: "Protocol", meter: Meter, max_message_bytes: int) -> None:
         self.source = source
         self.target = target
         self._forwarder = Forwarder(max_message_bytes)
@@ -48,11 +46,6 @@ class Splice:
     def mid_frame(self) -> bool:
         """Whether the target's output ends inside a frame."""
         return self._forwarder.mid_frame
-
-    @property
-    def carries_message(self) -> bool:
-        """Whether a message is half forwarded: another one may not begin now (RFC 6455 section 5.4)."""
-        return self._forwarder.mid_frame or self._forwarder.partial_bytes > 0
 
     @property
     def dead(self) -> bool:
