@@ -17,7 +17,7 @@ OFFERED = 1024 * MIB
 
 IN_THE_KERNEL = 128 * MIB
 """What the kernel may hold of it between a sender and its peer, outside of any process: mostly the two
-buffers of the relay, which Linux lets grow to 32 MiB (received) and 4 MiB (to be sent), and counts with overhead."""
+buffers of the relay, which Linux lets grow to 32 MiB (received) and 4 MiB (to be sent)."""
 
 ALLOWED = 8 * MIB
 """Growth of the process over its size when paired."""
