@@ -131,12 +131,20 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
         """
         kept: list[Message] = []
         room = Gauge(WaterMarks(conf.current().pending_bytes, 0))
+        paired_or_ended: set[asyncio.Future[None]] = {leg.paired}
+        if leg.port.connection is not None:
+            paired_or_ended.add(leg.port.connection.ended)
         receiving = asyncio.ensure_future(receive())
         try:
             while not leg.paired.done():
-                awaited = (leg.paired,) if room.paused else (leg.paired, receiving)
-                await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-                if room.paused or not receiving.done():
+                if room.paused:
+                    # Nobody reads, so the disconnect can't be met; a server that tells of it is listened to.
+                    await asyncio.wait(paired_or_ended, return_when=asyncio.FIRST_COMPLETED)
+                    if not leg.paired.done():
+                        return await _disconnect(receive)
+                    continue
+                await asyncio.wait((leg.paired, receiving), return_when=asyncio.FIRST_COMPLETED)
+                if not receiving.done():
                     continue
                 message = receiving.result()
                 if message["type"] != "websocket.receive":
@@ -213,6 +221,13 @@ async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(outcome, Exception):
             logger.error("a loop of a leg failed", exc_info=outcome)
+
+
+async def _disconnect(receive: Receive) -> Message:
+    """The disconnect of a socket that has ended; what is queued before it has nobody to go to."""
+    while (message := await receive())["type"] == "websocket.receive":
+        pass
+    return message
 
 
 def _close_for_peer(disconnect: Message) -> Close:

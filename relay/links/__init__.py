@@ -1,5 +1,6 @@
 """The path of frames from one leg to its peer, and what it counts."""
 
+import asyncio
 from typing import Protocol
 
 
@@ -27,11 +28,16 @@ SPLICE_EXTENSION = "lem.relay.splice"
 class Spliceable(Protocol):
     """One socket of a server that can carry frames between two sockets of its own, below ASGI."""
 
+    @property
+    def ended(self) -> asyncio.Future[None]:
+        """Done when this socket has closed or dropped, whatever is still queued before the disconnect."""
+
     def splice(self, peer: "Spliceable", meter: Meter) -> bool:
         """From now on carry the frames that come in here straight to `peer`, counting into `meter`.
 
-        False, and nothing is changed, while a message is half received, the application has not taken all
-        that was queued, or one of the two is closing: the caller goes on the ordinary way and may try again.
+        False, and nothing is changed, where splicing is off, while a message is half received, the
+        application has not taken all that was queued, or one of the two is closing: the caller goes on the
+        ordinary way and may try again.
         Once spliced, `receive()` gives nothing more but the disconnect.
         """
 

@@ -9,6 +9,7 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 
 from tests.behaviour.clients import closed, connect, drop, pair
 from tests.behaviour.raw import RawClient
+from tests.relays import running
 from tests.tokens import token
 
 
@@ -118,3 +119,28 @@ async def admitted(relay, session_id: str) -> bool:
             return True
     except ConnectionClosed:
         return False
+
+
+@pytest.mark.parametrize("daphne", ["daphne spliced", "daphne"])
+async def test_one_that_vanishes_after_more_than_the_relay_keeps_frees_the_session_id(
+    daphne, tmp_path, session_id
+):
+    """Its socket isn't read any more, and still its end is noticed. (uvicorn has no way to tell.)"""
+    with running(daphne, tmp_path) as relay:
+        async with connect(relay, session_id) as client:
+            sending = asyncio.create_task(flood(client))
+            async with asyncio.timeout(20):
+                while client.transport.get_write_buffer_size() == 0:  # noqa: ASYNC110 - no event for it
+                    await asyncio.sleep(0.02)
+            await drop(client)
+            await asyncio.gather(sending, return_exceptions=True)
+        line = await relay.session_closed(session_id)
+        assert (line["reason"], line["total_bytes"]) == ("peer_lost", 0)
+        async with pair(relay, session_id) as (client, server):
+            await client.send("free again")
+            assert await server.recv() == "free again"
+
+
+async def flood(socket) -> None:
+    while True:
+        await socket.send(bytes(65_536))

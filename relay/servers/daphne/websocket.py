@@ -1,5 +1,6 @@
 """The ASGI face of a WebSocket: the upgrade, `receive` and `send`, and what splices two of them."""
 
+import asyncio
 import functools
 from typing import Any
 
@@ -40,6 +41,7 @@ class WebSocket(Protocol):
             pause=functools.partial(self.hold, Hold.APPLICATION),
             resume=functools.partial(self.release, Hold.APPLICATION),
         )
+        self.ended: asyncio.Future[None] = self.server.loop.create_future()
         self._opened = False
         self._handshake: Any = None  # resolved when the application accepts or refuses
         self._denial: Message | None = None
@@ -50,8 +52,7 @@ class WebSocket(Protocol):
         self._request_read = True
         self.scope["subprotocols"] = request.protocols
         self.scope["extensions"] = {"websocket.http.response": {}}
-        if self.settings.splice:
-            self.scope["extensions"][SPLICE_EXTENSION] = {"connection": self}
+        self.scope["extensions"][SPLICE_EXTENSION] = {"connection": self}
         self._handshake = defer.Deferred()
         self.server.start_application(self, self.scope, self.inbox.get, self.send)
         self.inbox.put({"type": "websocket.connect"}, 0)
@@ -91,6 +92,7 @@ class WebSocket(Protocol):
         """Tell the application, after what it has not taken yet."""
         self._told = code
         self.inbox.put({"type": "websocket.disconnect", "code": code, "reason": reason, "clean": clean}, 0)
+        self.ended.set_result(None)
 
     def on_gone(self) -> None:
         """The application may go on with what is queued."""
@@ -202,7 +204,7 @@ class WebSocket(Protocol):
         """See `Spliceable.splice`."""
         half_received = self.inside_message or self.current_frame is not None
         busy = half_received or self.holds or len(self.inbox) or self._outgoing is not None
-        if busy or not (self.state == peer.state == self.STATE_OPEN):
+        if busy or not self.settings.splice or not (self.state == peer.state == self.STATE_OPEN):
             return False
         self._outgoing = outgoing = Splice(self, peer, meter, self.settings.max_message_bytes)
         peer.take_from(outgoing)
