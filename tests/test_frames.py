@@ -157,6 +157,21 @@ def test_within_a_fragmented_message_the_caller_may_write_but_not_hand_over() ->
     assert forwarder.at_message_boundary
 
 
+def test_what_is_left_of_a_frame_and_what_belongs_to_an_unfinished_message_are_told() -> None:
+    forwarder = Forwarder(LIMIT)
+    assert (forwarder.frame_left, forwarder.partial_bytes) == (0, 0)
+    first = masked(BINARY, b"x" * 300, fin=False)
+    forwarder.feed(first[:-100])
+    assert (forwarder.frame_left, forwarder.partial_bytes) == (100, 200)
+    forwarder.feed(first[-100:])
+    assert (forwarder.frame_left, forwarder.partial_bytes) == (0, 300)
+    ping = masked(PING, b"hello")
+    forwarder.feed(ping[:-2])  # its payload is no part of the message
+    assert forwarder.partial_bytes == 300
+    forwarder.feed(ping[-2:] + masked(CONTINUATION, b"x" * 50))
+    assert (forwarder.frame_left, forwarder.partial_bytes) == (0, 0)
+
+
 def test_half_a_control_frame_is_no_message_boundary_but_others_may_write() -> None:
     forwarder = Forwarder(LIMIT)
     forwarder.feed(masked(PING, b"abc")[:-1])
