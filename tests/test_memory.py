@@ -107,14 +107,17 @@ async def read_all(reader: BareLeg, count: int, size: int) -> str:
 async def test_a_peer_that_reads_nothing_stops_its_sender_and_ends_as_stalled(
     server, tmp_path, session_id, count, size
 ):
-    with running(server, tmp_path, {"RELAY_STALL_SECONDS": "2"}) as relay:
+    # Long enough for all to be held back before the first is ended: from its close frame on, the relay reads
+    # and drops what a sender still pushes until it answers (RFC 6455 section 7.1.1), which is no growth.
+    with running(server, tmp_path, {"RELAY_STALL_SECONDS": "8"}) as relay:
         async with pairs(relay, session_id, count) as made, watching(relay) as watch:
             senders = [sender for sender, _ in made]
             async with asyncio.timeout(DEADLINE), pushing(*senders, size=size):
+                await held_back(*senders)
+                for sender in senders:
+                    assert sender.taken < IN_THE_KERNEL
                 codes = await asyncio.gather(*(sender.close_code() for sender in senders))
         assert codes == [4413] * count
-        for sender in senders:
-            assert sender.taken < IN_THE_KERNEL
         assert watch.grown <= allowed(server, count, size)
         for number in range(count):
             assert (await relay.session_closed(f"{session_id}.{number}"))["reason"] == "stalled"
