@@ -90,5 +90,5 @@ async def test_a_list_is_changed_in_place_for_the_access_log():
 
 @pytest.mark.parametrize("given", ["10.0.0.300", "10.0.0.1/8", "caddy"])
 def test_what_is_no_network_is_refused_with_one_line(given):
-    with pytest.raises(conf.SettingError, match="RELAY_TRUSTED_PROXIES: got .* expected addresses"):
+    with pytest.raises(conf.SettingError, match=r"RELAY_TRUSTED_PROXIES: got .* expected addresses"):
         conf.build({"RELAY_TRUSTED_PROXIES": given})
