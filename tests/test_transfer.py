@@ -3,6 +3,7 @@
 import pytest
 
 from tests.behaviour.clients import closed, pair
+from tests.relays import COMMANDS
 from tests.transfers import Transfer, check_record
 
 SIZE = 256 * 1024 * 1024
@@ -10,6 +11,7 @@ SIZE = 256 * 1024 * 1024
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", list(COMMANDS), indirect=True)  # across nodes: tests/nodes/test_transfer.py
 async def test_256_mib_cross_both_ways_at_once_unaltered(relay, session_id):
     async with pair(relay, session_id) as (client, server):
         async with Transfer(client, server, SIZE, relay.max_message_bytes) as transfer:

@@ -97,9 +97,9 @@ class Transfer:
         """Whether anything has still to arrive."""
         return not all(task.done() for task in self._tasks)
 
-    async def reaches(self, share: float) -> None:
-        """Returns when this share of either direction has arrived."""
-        while min(tally.nbytes for tally in self.received.values()) < share * self.size:
+    async def reaches(self, nbytes: float) -> None:
+        """Returns when so many bytes have arrived in either direction."""
+        while min(tally.nbytes for tally in self.received.values()) < nbytes:
             failed = [task.exception() for task in self._tasks if task.done() and not task.cancelled()]
             if error := next((error for error in failed if error), None):
                 raise error

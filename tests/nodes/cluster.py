@@ -1,4 +1,4 @@
-"""Several relay processes on one Valkey and one PostgreSQL: one relay, told apart only where a test wants to."""
+"""Several relay processes on one Valkey and one PostgreSQL: one relay, told apart only where a test wants."""
 
 import asyncio
 import contextlib
@@ -21,8 +21,8 @@ SERVER = "daphne spliced"
 class Cluster:
     """Nodes that are one relay.
 
-    It has what a single `Relay` has for tests: each `url` (and `port`) that is asked for is the next node's, so
-    that the two legs of a pair always land on different nodes.
+    It has what a single `Relay` has for tests: each `url` (and `port`) that is asked for is the next node's,
+    so that the two legs of a pair always land on different nodes.
     """
 
     host = Relay.host
@@ -113,7 +113,9 @@ class Cluster:
     def rows(self, session_id: str) -> list[dict[str, Any]]:
         """The rows of a session id, with their legs' under `legs`."""
         query = """
-            SELECT s.*, (SELECT json_agg(l.*) FROM relay_relayleg l WHERE l.session_uuid = s.session_uuid) legs
+            SELECT s.*, (
+                SELECT json_agg(l.*) FROM relay_relayleg l WHERE l.session_uuid = s.session_uuid
+            ) legs
             FROM relay_relaysession s WHERE session_id = %s ORDER BY started_at
         """
         with psycopg.connect(self.database_url, row_factory=dict_row) as connection:
@@ -123,7 +125,7 @@ class Cluster:
         """The line of a session id that had one session, once there is exactly one row too and they agree."""
         line = await self.session_closed(session_id)
         async with asyncio.timeout(START_SECONDS):
-            while not (rows := self.rows(session_id)) or rows[0]["timestamp"] is None:
+            while not (rows := self.rows(session_id)) or rows[0]["timestamp"] is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert len(rows) == 1
         check_row(rows[0], line)

@@ -7,9 +7,9 @@ from uuid import uuid4
 import pytest
 
 from tests.databases import Postgres
-from tests.nodes.valkey_tmp import Valkey
 from tests.nodes.cluster import Cluster, clustered
 from tests.nodes.proxy import Proxy
+from tests.nodes.valkey_tmp import Valkey
 
 PROXIED = 2
 """The node whose way to Redis goes through the proxy."""

@@ -28,7 +28,7 @@ DEADLINE = 100.0
 async def transfer(
     cluster, first: Relay, second: Relay, session_id: str, size: int = SIZE
 ) -> AsyncIterator[Transfer]:
-    """A transfer between legs on two nodes that has to come to its end, and to be booked right, in the block."""
+    """A transfer between legs on two nodes, which has to come to its end and to be booked right."""
     async with (
         connect(first, session_id, token(sub="alice")) as client,
         connect(second, session_id, token(sub="bob")) as server,
@@ -61,7 +61,7 @@ async def test_undisturbed_over_the_core_channel_layer(cluster, session_id):
 async def test_redis_is_restarted_and_has_forgotten_everything(cluster, valkey, session_id):
     first, second, _ = cluster.nodes
     async with transfer(cluster, first, second, session_id) as both_ways:
-        await both_ways.reaches(0.25)
+        await both_ways.reaches(0.25 * both_ways.size)
         await asyncio.to_thread(valkey.stop)
         await asyncio.to_thread(valkey.start)
         assert both_ways.under_way
@@ -70,7 +70,7 @@ async def test_redis_is_restarted_and_has_forgotten_everything(cluster, valkey, 
 async def test_redis_hangs_for_a_while(cluster, valkey, session_id):
     first, second, _ = cluster.nodes
     async with transfer(cluster, first, second, session_id) as both_ways:
-        await both_ways.reaches(0.25)
+        await both_ways.reaches(0.25 * both_ways.size)
         valkey.pause()
         await asyncio.sleep(PAUSE_SECONDS)
         valkey.resume()
@@ -82,7 +82,7 @@ async def test_the_connections_of_a_node_to_redis_are_cut_again_and_again(cluste
     before = proxy.cut
     async with transfer(cluster, first, proxied, session_id) as both_ways:
         for share in (0.1, 0.3, 0.5, 0.7, 0.9):
-            await both_ways.reaches(share)
+            await both_ways.reaches(share * both_ways.size)
             await asyncio.to_thread(proxy.cut_connections)
             assert both_ways.under_way
     assert proxy.cut >= before + 5
@@ -117,7 +117,7 @@ async def test_the_receivers_read_slowly(cluster, session_id):
     async with transfer(cluster, first, second, session_id, SIZE // 2) as both_ways:
         # 8 MiB a second.
         both_ways.wait_after_bytes = lambda size: size / (8 * MIB)
-        await both_ways.reaches(0.5)
+        await both_ways.reaches(0.5 * both_ways.size)
         assert both_ways.under_way
 
 
@@ -125,7 +125,7 @@ async def test_the_receivers_read_slowly(cluster, session_id):
 async def test_a_node_hangs_for_a_while(cluster, session_id, which):
     first, second, _ = cluster.nodes
     async with transfer(cluster, first, second, session_id) as both_ways:
-        await both_ways.reaches(0.25)
+        await both_ways.reaches(0.25 * both_ways.size)
         process = (first, second)[which].process
         process.send_signal(signal.SIGSTOP)
         try:
