@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lemcloud import environment
+from lemcloud.environment import REDIS_OPTIONS
 from relay.conf import SettingError, from_environment
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -67,10 +68,14 @@ TEMPLATES = [
 DATABASES = {"default": ENV.database}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
+LAYERS = {
+    "pubsub": "channels_redis.pubsub.RedisPubSubChannelLayer",
+    "core": "channels_redis.core.RedisChannelLayer",
+}
 CHANNEL_LAYERS: dict[str, Any] = {
     "default": {
-        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
-        "CONFIG": {"hosts": [ENV.redis_url]},
+        "BACKEND": LAYERS[ENV.channel_layer],
+        "CONFIG": {"hosts": [{"address": ENV.redis_url, **REDIS_OPTIONS}]},
     }
     if ENV.redis_url
     else {"BACKEND": "channels.layers.InMemoryChannelLayer"}

@@ -122,6 +122,42 @@ class RelaySettings(BaseModel):
         "one drains gently. 10: close at once, as container engines wait 10 s before they kill.",
     )
 
+    redis_url: str = Field(
+        "",
+        alias="REDIS_URL",
+        description="The Redis or Valkey that makes several processes one relay. Empty: one process alone.",
+    )
+    node_seconds: float = Field(
+        15,
+        ge=1,
+        alias="RELAY_NODE_SECONDS",
+        description="Seconds after which a node that died no longer holds a session id. 15: three renewals, "
+        "two of which may be lost. A fifth of it passes before legs are let in when Redis comes back empty.",
+    )
+    link_seconds: float = Field(
+        15,
+        ge=1,
+        alias="RELAY_LINK_SECONDS",
+        description="Seconds without a word from the other node after which a session across two nodes "
+        "ends. 15: a restart of Redis with time to reconnect, and not longer than a person waits.",
+    )
+    link_window_bytes: int = Field(
+        MIB,
+        ge=64 * KIB,
+        le=64 * MIB,
+        alias="RELAY_LINK_WINDOW_BYTES",
+        description="Bytes under way from one node to the other, per session and direction: what the sender "
+        "keeps, Redis holds and the receiver has not taken. 1048576: four batches, 200 MB/s at 5 ms.",
+    )
+    link_batch_bytes: int = Field(
+        256 * KIB,
+        ge=KIB,
+        le=64 * MIB,
+        alias="RELAY_LINK_BATCH_BYTES",
+        description="Payload bytes that go to another node in one message; a larger frame goes alone. "
+        "262144: about six commands to Redis per MiB, beyond which larger ones gain little.",
+    )
+
     ledger_batch_seconds: float = Field(
         0.1,
         ge=0,

@@ -21,7 +21,11 @@ async def failing() -> dict[str, str]:
     a backend that hangs is asked once.
     """
     found = {"node": "draining"} if sessions.of_this_process().draining else {}
-    parts = {"database": _database, "channel layer": _channel_layer}
+    parts = {
+        "database": _database,
+        "channel layer": _channel_layer,
+        "rendezvous": sessions.of_this_process().rendezvous.check,
+    }
     answers = await asyncio.gather(*(_ask(name, ask) for name, ask in parts.items()))
     return found | {name: answer for name, answer in zip(parts, answers, strict=True) if answer}
 
