@@ -4,16 +4,19 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
+from websockets.asyncio.client import ClientConnection
 
 from relay.ledger.records import LINE_FIELDS, plain
+from tests.behaviour.clients import connect
 from tests.relays import START_SECONDS, Relay
+from tests.tokens import token
 
 SERVER = "daphne spliced"
 
@@ -121,13 +124,18 @@ class Cluster:
         with psycopg.connect(self.database_url, row_factory=dict_row) as connection:
             return connection.execute(query, (session_id,)).fetchall()
 
+    async def opened(self, session_id: str, sessions: int = 1) -> None:
+        """Returns when so many sessions have been opened under this id: their first legs are seated."""
+        async with asyncio.timeout(START_SECONDS):
+            while len(self.rows(session_id)) < sessions:  # noqa: ASYNC110 - no event crosses a process
+                await asyncio.sleep(0.02)
+
     async def booked(self, session_id: str) -> dict[str, Any]:
-        """The line of a session id that had one session, once there is exactly one row too and they agree."""
-        line = await self.session_closed(session_id)
+        """The line of the first session of this id, once its row is closed too; they have to agree."""
         async with asyncio.timeout(START_SECONDS):
             while not (rows := self.rows(session_id)) or rows[0]["timestamp"] is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        assert len(rows) == 1
+        line = await self.session_closed(session_id, {str(row["session_uuid"]) for row in rows[1:]})
         check_row(rows[0], line)
         assert sorted(leg["role"] for leg in rows[0]["legs"]) == ["client", "server"]
         return line
@@ -149,6 +157,18 @@ class Cluster:
         """No traceback and no error of any node."""
         for node in self._all:
             node.check_logs()
+
+
+@contextlib.asynccontextmanager
+async def pair_across(
+    cluster: Cluster, first: Relay, second: Relay, session_id: str
+) -> AsyncIterator[tuple[ClientConnection, ClientConnection]]:
+    """Both legs of a session: the client on `first`, which opens it, and the server on `second`."""
+    async with connect(first, session_id, token(sub="alice", role="client")) as client:
+        # Being connected is not yet being seated: on two nodes the second could be faster.
+        await cluster.opened(session_id)
+        async with connect(second, session_id, token(sub="bob", role="server")) as server:
+            yield client, server
 
 
 def check_row(row: dict[str, Any], line: dict[str, Any]) -> None:

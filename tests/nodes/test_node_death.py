@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.behaviour.clients import closed, connect
+from tests.nodes.cluster import pair_across
 from tests.relays import Relay
 from tests.tokens import token
 from tests.transfers import Transfer
@@ -55,10 +56,7 @@ async def test_in_the_middle_of_a_transfer(cluster, session_id, dies):
     stays, other, _ = cluster.nodes
     with cluster.another() as mortal:
         first, second = (mortal, stays) if dies == "opener" else (stays, mortal)
-        async with (
-            connect(first, session_id, token(sub="alice")) as client,
-            connect(second, session_id, token(sub="bob")) as server,
-        ):
+        async with pair_across(cluster, first, second, session_id) as (client, server):
             survivor = server if dies == "opener" else client
             to_survivor, to_dead = ("up", "down") if dies == "opener" else ("down", "up")
             async with Transfer(client, server, SIZE, cluster.max_message_bytes) as transfer:
@@ -72,11 +70,8 @@ async def test_in_the_middle_of_a_transfer(cluster, session_id, dies):
         assert took < LINK_SECONDS + MARGIN_SECONDS
         assert survivor.close_code == code
         await paired(cluster, stays, other, session_id)
-    line = next(
-        line
-        for line in cluster.lines("session_closed")
-        if line["reason"] in ("peer_lost", "link_lost") and line["session_id"] == session_id
-    )
+    line = await cluster.booked(session_id)
+    assert line["reason"] in ("peer_lost", "link_lost")
     record = {
         "up": (line["frames_client_to_server"], line["bytes_client_to_server"]),
         "down": (line["frames_server_to_client"], line["bytes_server_to_client"]),
@@ -95,10 +90,7 @@ async def test_what_the_record_says_was_delivered(cluster, session_id, dies):
     delivered = 0
     with cluster.another() as mortal:
         first, second = (mortal, stays) if dies == "opener" else (stays, mortal)
-        async with (
-            connect(first, session_id, token(sub="alice", role="client")) as client,
-            connect(second, session_id, token(sub="bob", role="server")) as server,
-        ):
+        async with pair_across(cluster, first, second, session_id) as (client, server):
             sender, receiver = (server, client) if dies == "opener" else (client, server)
             way = "server_to_client" if dies == "opener" else "client_to_server"
             for number in range(200):
@@ -107,14 +99,12 @@ async def test_what_the_record_says_was_delivered(cluster, session_id, dies):
                 delivered += 1
             kill(mortal)
             assert (await closed(sender))[0] in LOST
-    line = await cluster.session_closed(session_id)
+    line = await cluster.booked(session_id)
     assert line["reason"] in ("peer_lost", "link_lost")
     assert line[f"frames_{way}"] <= delivered
     # The last acknowledgements may have died with the node.
     assert line[f"frames_{way}"] >= delivered - 5
     assert line[f"bytes_{way}"] == 1000 * line[f"frames_{way}"]
-    rows = cluster.rows(session_id)
-    assert [row["reason"] for row in rows] == [line["reason"]]
 
 
 async def test_who_comes_back_in_its_role_before_its_nodes_death_is_noticed_gets_in_at_once(
@@ -143,8 +133,8 @@ async def test_a_leg_that_waited_on_a_dead_node_is_replaced_by_the_same_particip
     stays, other, _ = cluster.nodes
     alice = token(sub="alice", role="client")
     with cluster.another() as mortal:
-        async with connect(mortal, session_id, alice) as client:
-            await (await client.ping())
+        async with connect(mortal, session_id, alice):
+            await cluster.opened(session_id)
             kill(mortal)
             async with asyncio.timeout(AT_ONCE_SECONDS):
                 async with (
@@ -158,40 +148,36 @@ async def test_a_leg_that_waited_on_a_dead_node_is_replaced_by_the_same_particip
 async def test_a_session_id_whose_only_leg_waited_on_a_dead_node_is_free_after_its_lease(cluster, session_id):
     stays = cluster.nodes[0]
     with cluster.another() as mortal:
-        async with connect(mortal, session_id, token(sub="alice", role="client")) as client:
-            await (await client.ping())
+        async with connect(mortal, session_id, token(sub="alice", role="client")):
+            await cluster.opened(session_id)
             kill(mortal)
             started = time.monotonic()
             async with asyncio.timeout(NODE_SECONDS + MARGIN_SECONDS):
-                while True:
-                    async with connect(stays, session_id, token(sub="mallory", role="client")) as newcomer:
-                        answer = await first_of(newcomer)
-                        if answer == "in":
-                            break
-                        assert answer == 4409
+                while not await gets_in(cluster, stays, session_id):  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
             # Not before: until then the dead node might only have been slow.
             assert time.monotonic() - started > NODE_SECONDS / 3
 
 
-async def first_of(socket) -> int | str:
-    """The code that a newcomer is refused with, or `in` once it waits for its peer."""
-    answered = asyncio.ensure_future(await socket.ping())
-    refused = asyncio.ensure_future(closed(socket))
-    await asyncio.wait((answered, refused), return_when=asyncio.FIRST_COMPLETED)
-    await asyncio.wait((refused,), timeout=0.3)
-    if refused.done():
-        await asyncio.gather(answered, return_exceptions=True)
-        return refused.result()[0]
-    refused.cancel()
-    return "in"
+async def gets_in(cluster, node: Relay, session_id: str) -> bool:
+    """Whether someone else gets the place, and opens the second session of this id; refused if not."""
+    async with connect(node, session_id, token(sub="mallory", role="client")) as socket:
+        refused = asyncio.ensure_future(closed(socket))
+        seated = asyncio.ensure_future(cluster.opened(session_id, sessions=2))
+        await asyncio.wait((refused, seated), return_when=asyncio.FIRST_COMPLETED)
+        if not refused.done():
+            refused.cancel()
+            return True
+        seated.cancel()
+        assert refused.result()[0] == 4409
+        return False
 
 
 async def test_who_joins_a_leg_of_a_dead_node_is_told_so(cluster, session_id):
     stays = cluster.nodes[0]
     with cluster.another() as mortal:
-        async with connect(mortal, session_id, token(sub="alice")) as client:
-            await (await client.ping())
+        async with connect(mortal, session_id, token(sub="alice")):
+            await cluster.opened(session_id)
             kill(mortal)
             async with connect(stays, session_id, token(sub="bob")) as server:
                 async with asyncio.timeout(LINK_SECONDS + MARGIN_SECONDS):
@@ -206,10 +192,7 @@ async def test_a_draining_node_delivers_what_was_taken_and_both_legs_are_told_to
     frames = [bytes([number]) * 20_000 for number in range(20)]
     with cluster.another() as leaves:
         first, second = (leaves, stays) if drains == "the sender's" else (stays, leaves)
-        async with (
-            connect(first, session_id, token(sub="alice")) as client,
-            connect(second, session_id, token(sub="bob")) as server,
-        ):
+        async with pair_across(cluster, first, second, session_id) as (client, server):
             for frame in frames:
                 await client.send(frame)
             await asyncio.wait_for(await client.ping(), 10)  # the relay has read them all
@@ -230,8 +213,7 @@ async def test_a_node_that_drains_during_a_transfer_loses_nothing_that_it_record
     with cluster.another() as leaves:
         first, second = (leaves, stays) if drains == "opener" else (stays, leaves)
         async with (
-            connect(first, session_id, token(sub="alice")) as client,
-            connect(second, session_id, token(sub="bob")) as server,
+            pair_across(cluster, first, second, session_id) as (client, server),
             Transfer(client, server, SIZE, cluster.max_message_bytes) as transfer,
         ):
             await transfer.reaches(8 * MIB)

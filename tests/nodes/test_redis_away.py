@@ -7,8 +7,8 @@ import time
 import pytest
 
 from tests.behaviour.clients import closed, connect, pair
+from tests.nodes.cluster import pair_across
 from tests.nodes.probes import all_ready, becomes
-from tests.tokens import token
 from tests.transfers import Transfer, check_record
 
 MIB = 1024 * 1024
@@ -98,10 +98,7 @@ async def test_a_session_on_one_node_goes_on_and_its_id_is_free_afterwards(clust
 
 async def test_a_session_across_nodes_waits_and_goes_on_with_nothing_lost(cluster, redis_away, session_id):
     first, _, proxied = cluster.nodes
-    async with (
-        connect(first, session_id, token(sub="alice")) as client,
-        connect(proxied, session_id, token(sub="bob")) as server,
-    ):
+    async with pair_across(cluster, first, proxied, session_id) as (client, server):
         async with Transfer(client, server, 24 * MIB, cluster.max_message_bytes) as transfer:
             await transfer.reaches(0.3 * transfer.size)
             async with redis_away():
@@ -117,10 +114,7 @@ async def test_a_session_across_nodes_that_waits_too_long_ends_as_link_lost_with
     cluster, redis_away, session_id
 ):
     first, _, proxied = cluster.nodes
-    async with (
-        connect(first, session_id, token(sub="alice")) as client,
-        connect(proxied, session_id, token(sub="bob")) as server,
-    ):
+    async with pair_across(cluster, first, proxied, session_id) as (client, server):
         async with Transfer(client, server, 64 * MIB, cluster.max_message_bytes) as transfer:
             await transfer.reaches(0.2 * transfer.size)
             async with redis_away():
@@ -134,20 +128,14 @@ async def test_a_session_across_nodes_that_waits_too_long_ends_as_link_lost_with
     assert line["reason"] == "link_lost"
     check_record(line, transfer)
     await all_ready(cluster)
-    async with (
-        connect(proxied, session_id, token(sub="bob")) as server,
-        connect(first, session_id, token(sub="alice")) as client,
-    ):
+    async with pair(cluster, session_id) as (client, server):
         await client.send("again")
         assert await server.recv() == "again"
 
 
 async def test_an_idle_session_across_nodes_outlives_a_short_absence(cluster, redis_away, session_id):
     first, _, proxied = cluster.nodes
-    async with (
-        connect(first, session_id, token(sub="alice")) as client,
-        connect(proxied, session_id, token(sub="bob")) as server,
-    ):
+    async with pair_across(cluster, first, proxied, session_id) as (client, server):
         await client.send("before")
         assert await server.recv() == "before"
         async with redis_away():
@@ -178,10 +166,7 @@ async def test_a_clean_close_while_redis_is_away_reaches_the_peer_when_it_is_bac
     cluster, redis_away, session_id
 ):
     first, _, proxied = cluster.nodes
-    async with (
-        connect(first, session_id, token(sub="alice")) as client,
-        connect(proxied, session_id, token(sub="bob")) as server,
-    ):
+    async with pair_across(cluster, first, proxied, session_id) as (client, server):
         await client.send("before")
         assert await server.recv() == "before"
         async with redis_away():

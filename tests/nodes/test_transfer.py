@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.behaviour.clients import closed, connect
+from tests.behaviour.clients import closed
+from tests.nodes.cluster import pair_across
 from tests.nodes.proxy import Faults
 from tests.relays import Relay
-from tests.tokens import token
 from tests.transfers import Transfer, check_record
 
 MIB = 1024 * 1024
@@ -29,10 +29,7 @@ async def transfer(
     cluster, first: Relay, second: Relay, session_id: str, size: int = SIZE
 ) -> AsyncIterator[Transfer]:
     """A transfer between legs on two nodes, which has to come to its end and to be booked right."""
-    async with (
-        connect(first, session_id, token(sub="alice")) as client,
-        connect(second, session_id, token(sub="bob")) as server,
-    ):
+    async with pair_across(cluster, first, second, session_id) as (client, server):
         async with Transfer(client, server, size, cluster.max_message_bytes) as both_ways:
             yield both_ways
             await both_ways.completes(DEADLINE)
