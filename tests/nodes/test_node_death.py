@@ -193,6 +193,8 @@ async def test_a_draining_node_delivers_what_was_taken_and_both_legs_are_told_to
     with cluster.another() as leaves:
         first, second = (leaves, stays) if drains == "the sender's" else (stays, leaves)
         async with pair_across(cluster, first, second, session_id) as (client, server):
+            await server.send("both are in")
+            assert await client.recv() == "both are in"
             for frame in frames:
                 await client.send(frame)
             await asyncio.wait_for(await client.ping(), 10)  # the relay has read them all
