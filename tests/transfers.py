@@ -125,6 +125,8 @@ class Transfer:
             # First: it may have arrived before this task goes on.
             self.sent[way].add(frame)
             await socket.send(frame)
+            # That may never have waited: the tasks that read have to have their turn.
+            await asyncio.sleep(0)
 
     async def _receive(self, socket: Any, way: str) -> None:
         tally = self.received[way]
