@@ -115,6 +115,9 @@ class Relay:
         lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if line["event"] == event]
 
+    async def paired(self, session_id: str) -> None:
+        """Returns when two legs that are connected have met: at once, in one process."""
+
     async def session_closed(self, session_id: str, seen: set[str] = frozenset()) -> dict[str, Any]:
         """The `session_closed` line of `session_id` whose session is not in `seen`, when it's there."""
         deadline = time.monotonic() + START_SECONDS

@@ -130,6 +130,15 @@ class Cluster:
             while len(self.rows(session_id)) < sessions:  # noqa: ASYNC110 - no event crosses a process
                 await asyncio.sleep(0.02)
 
+    async def paired(self, session_id: str) -> None:
+        """Returns when both nodes of the live session of this id know of both of its legs.
+
+        Who leaves before that, having seen nothing of its peer, leaves a session that never was a pair.
+        """
+        async with asyncio.timeout(START_SECONDS):
+            while not any(row["paired_at"] and not row["timestamp"] for row in self.rows(session_id)):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
     async def booked(self, session_id: str) -> dict[str, Any]:
         """The line of the first session of this id, once its row is closed too; they have to agree."""
         async with asyncio.timeout(START_SECONDS):

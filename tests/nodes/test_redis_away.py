@@ -86,15 +86,17 @@ async def both_ways(client, server) -> None:
 
 async def test_a_session_on_one_node_goes_on_and_its_id_is_free_afterwards(cluster, redis_away, session_id):
     node = cluster.nodes[2]
-    async with pair(node, session_id) as (client, server), redis_away():
-        for number in range(50):
-            await client.send(f"{number}")
-            assert await server.recv() == f"{number}"
-            await server.send(bytes(100_000))
-            assert await client.recv() == bytes(100_000)
-            await asyncio.sleep(0.02)
-        await client.close(4321, "done")
-        assert await closed(server) == (4321, "done")
+    async with pair(node, session_id) as (client, server):
+        await both_ways(client, server)
+        async with redis_away():
+            for number in range(50):
+                await client.send(f"{number}")
+                assert await server.recv() == f"{number}"
+                await server.send(bytes(100_000))
+                assert await client.recv() == bytes(100_000)
+                await asyncio.sleep(0.02)
+            await client.close(4321, "done")
+            assert await closed(server) == (4321, "done")
     line = await cluster.booked(session_id)
     assert (line["frames_client_to_server"], line["frames_server_to_client"]) == (51, 51)
     await all_ready(cluster)
