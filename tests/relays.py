@@ -68,6 +68,10 @@ class Relay:
     def start(self) -> None:
         """Migrate and serve; returns when the port takes connections."""
         self.manage("migrate", "--verbosity", "0")
+        self.serve()
+
+    def serve(self) -> None:
+        """As `start`, on a database that has its tables."""
         command = [
             part.format(port=self.port, max_message_bytes=self.max_message_bytes)
             for part in COMMANDS[self.server]

@@ -50,7 +50,7 @@ class Cluster:
         first, *others = self.nodes
         first.start()
         with ThreadPoolExecutor() as threads:
-            list(threads.map(Relay.start, others))
+            list(threads.map(Relay.serve, others))
 
     def stop(self) -> None:
         """Stop all nodes at once."""
@@ -62,7 +62,7 @@ class Cluster:
     def another(self, redis_url: str | None = None, **environ: str) -> Iterator[Relay]:
         """One more node for the length of a block, which may end it any way it likes."""
         node = self._make(redis_url or self.nodes[0].environ["REDIS_URL"], environ)
-        node.start()
+        node.serve()
         self._all.append(node)
         try:
             yield node

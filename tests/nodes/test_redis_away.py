@@ -13,7 +13,7 @@ from tests.transfers import Transfer, check_record
 
 MIB = 1024 * 1024
 
-LINK_SECONDS = 6.0
+LINK_SECONDS = 4.0
 
 MARGIN_SECONDS = 4.0
 """What may be added to a time-out: looking at intervals, and a busy machine."""
@@ -25,9 +25,9 @@ AWAY = {"channel layer", "rendezvous"}
 @pytest.fixture(scope="module")
 def settings() -> dict[str, str]:
     return {
-        "RELAY_NODE_SECONDS": "5",
+        "RELAY_NODE_SECONDS": "4",
         "RELAY_LINK_SECONDS": str(LINK_SECONDS),
-        "RELAY_ADMIT_SECONDS": "2",
+        "RELAY_ADMIT_SECONDS": "1.5",
     }
 
 
