@@ -229,6 +229,7 @@ class RedisRendezvous:
                 if answer:
                     await asyncio.sleep(self._tick_seconds)
                     answer = []
+                await self._free_first(session_id)
                 answer = await self._join(keys, arguments)
         except (RedisError, OSError) as error:
             raise Away(f"{type(error).__name__}: {error}") from error
@@ -277,10 +278,13 @@ class RedisRendezvous:
 
     async def close(self) -> None:
         """See `Rendezvous.close`."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        tasks, self._tasks = self._tasks, []
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            # Again and again: redis-py swallows a cancellation that reaches it while it connects.
+            _, pending = await asyncio.wait(tasks, timeout=0.1)
+            tasks = list(pending)
         with suppress(RedisError, OSError):
             await self._free_all()
         with suppress(RedisError, OSError):
@@ -306,6 +310,12 @@ class RedisRendezvous:
             except (RedisError, OSError):
                 await asyncio.sleep(self._tick_seconds)
                 self._free_now.set()
+
+    async def _free_first(self, session_id: str) -> None:
+        """Whoever comes back at once must not find the seats of the session that it has just left."""
+        for name, session, leg in list(self._to_free):
+            if name == session_id:
+                await self._leave(_seat_keys(session_id), [session, leg])
 
     async def _free_all(self) -> None:
         while self._to_free:
