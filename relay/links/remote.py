@@ -354,10 +354,12 @@ class RemoteLink:
 
     async def _pump(self) -> None:
         """Send what there is to send, one message at a time."""
-        while True:
+        # Asked each time: a client library may swallow a cancellation that comes as it's done (`wait_for` of
+        # Python 3.11 does), and this would wait for ever, for a link that nobody knows any more.
+        while not self._closed:
             await self._news.wait()
             self._news.clear()
-            while True:
+            while not self._closed:
                 batch = self._out.next_batch(flush=self._close is not None) if self._met else None
                 if batch is None and not (self._owes_answer or self._asks):
                     break
