@@ -35,6 +35,8 @@ async def _ask(name: str, ask: Callable[[], Awaitable[None]]) -> str:
     asking = _asking.get(name)
     if asking is None or asking.done():
         asking = _asking[name] = asyncio.ensure_future(ask())
+        # It may fail when nobody waits for it any more, which is no error of its own.
+        asking.add_done_callback(lambda done: done.cancelled() or done.exception())
     await asyncio.wait((asking,), timeout=conf.current().admit_seconds)
     if not asking.done():
         return "no answer"

@@ -5,6 +5,7 @@ other node's final count. Where that can't be had because a node died, whoever i
 the rendezvous and writes it with what was told last; so there is one closing of it, whoever comes back later.
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any, Protocol
@@ -16,6 +17,9 @@ from relay.links.exchange import Exchange
 from relay.links.remote import RemoteLink
 from relay.live import LiveSession
 from relay.rendezvous import Away, Rendezvous
+
+DRAIN_POLL_SECONDS = 0.05
+"""Between two looks at whether all is delivered while a node drains: once in its life, so it may be plain."""
 
 
 class Home(Protocol):
@@ -47,6 +51,7 @@ class RemoteSession:
         self._home = home
         self._live = live
         self._leg = leg
+        self._draining = False
         self._claiming = False
         self._recorded = not live.owned  # nothing is left for this node to record
         self._finished = False
@@ -71,6 +76,24 @@ class RemoteSession:
             clock=home.clock,
         )
 
+    def drain(self) -> None:
+        """This node drains: when all is with the peer that was taken from this leg, no more is taken.
+
+        The other node then ends the session, after all that it took from its own leg. To be called again
+        until then.
+        """
+        if not self._draining and self._is_idle:
+            self._draining = True
+            if self._leg.reader is not None:
+                self._leg.reader.cancel()
+            self.link.drain()
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether all that was taken from this leg is with the peer's node, and all for it delivered."""
+        leg = self._leg
+        return leg.over.done() or (leg.paired.done() and leg.idle and self.link.quiet)
+
     # What the link tells, see `relay.links.remote.Ends`
 
     def met(self, hello: dict[str, Any]) -> None:
@@ -82,6 +105,17 @@ class RemoteSession:
             live.session.opened_at -= hello["waiting_ms"] / 1000
         if not leg.paired.done():
             leg.paired.set_result(None)
+
+    def peer_drains(self) -> None:
+        """The other node drains."""
+        if not self._draining:
+            self._draining = True
+            self._home.start(self._end_when_idle())
+
+    async def _end_when_idle(self) -> None:
+        while not self._is_idle:  # noqa: ASYNC110 - until the other node loses patience, in seconds
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+        self._home.end_session(self._live, Close.because(CloseReason.RESTARTING))
 
     def peer_ended(self, close: Close) -> None:
         """The peer's node has ended the session; all it had is delivered."""

@@ -153,7 +153,7 @@ class Sessions:
         closing = self.settings.close_seconds
         await self._until(lambda: not self._live, seconds - 2 * closing)
         # A reader that waits for its socket has handed over all that was received.
-        await self._until(self._all_idle, min(closing, seconds))
+        await self._until(self._nothing_under_way, min(closing, seconds))
         for live in list(self._live.values()):
             self.end_session(live, Close.because(CloseReason.RESTARTING))
         left = max(0.0, started + seconds - self.clock())
@@ -170,10 +170,12 @@ class Sessions:
         while not done() and self.clock() < deadline:  # noqa: ASYNC110 - once, at the very end
             await asyncio.sleep(0.05)
 
-    def _all_idle(self) -> bool:
+    def _nothing_under_way(self) -> bool:
+        """Whether all is delivered that was taken. A session with another node ends when that is so."""
+        for remote in list(self._remote.values()):
+            remote.drain()
         return all(
-            all(leg.idle for leg in live.legs.values()) and (live.link is None or live.link.quiet)
-            for live in self._live.values()
+            live.link is None and all(leg.idle for leg in live.legs.values()) for live in self._live.values()
         )
 
     def _why_full(self, grant: Grant) -> str:

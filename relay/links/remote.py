@@ -46,6 +46,12 @@ class Ends(Protocol):
     def met(self, hello: dict[str, Any]) -> None:
         """The other side has answered for the first time; `hello` is what it says of itself."""
 
+    def peer_drains(self) -> None:
+        """The other node drains, and has sent all it had: this side has to end once it has, too.
+
+        Told again until this side has ended.
+        """
+
     def peer_ended(self, close: Close) -> None:
         """The other side has ended, and all it sent before is delivered: this side has to end."""
 
@@ -114,6 +120,7 @@ class RemoteLink:
         self._inbox: deque[list[Frame]] = deque()
         self._room: asyncio.Future[None] | None = None
         self._met = False
+        self._drains = False  # this side has sent all it will, and asks the other one to end
         self._close: Close | None = None  # this side's end
         self._close_of_peer: Close | None = None
         self._last_of_peer = 0  # the number of its last batch, known with its end
@@ -175,6 +182,11 @@ class RemoteLink:
         """Whether nothing is under way on this side in either direction."""
         return not (self._out.unreceived or self._inbox or self.delivering)
 
+    def drain(self) -> None:
+        """Have the other side end, after all that it has sent; nothing may be forwarded any more."""
+        self._drains = True
+        self._answer()
+
     def end(self, close: Close) -> None:
         """This side ends: what was forwarded still goes out, then `close`. Nothing more is delivered."""
         self._close = close
@@ -220,6 +232,8 @@ class RemoteLink:
         if message.get("knows_end"):
             self._peer_knows = True
             self._news.set()
+        if message.get("drains"):
+            self._ends.peer_drains()
         if "end" in message:
             self._end_of_peer(message["end"])
 
@@ -340,10 +354,12 @@ class RemoteLink:
 
     async def _pump(self) -> None:
         """Send what there is to send, one message at a time."""
-        while True:
+        # Asked each time: a client library may swallow a cancellation that comes as it's done (`wait_for` of
+        # Python 3.11 does), and this would wait for ever, for a link that nobody knows any more.
+        while not self._closed:
             await self._news.wait()
             self._news.clear()
-            while True:
+            while not self._closed:
                 batch = self._out.next_batch(flush=self._close is not None) if self._met else None
                 if batch is None and not (self._owes_answer or self._asks):
                     break
@@ -390,6 +406,8 @@ class RemoteLink:
         if batch is not None:
             message["number"] = batch.number
             message["frames"] = batch.frames
+        if self._drains:
+            message["drains"] = True
         if self._close is not None:
             close = self._close
             message["from"] = self._exchange.channel
@@ -422,7 +440,8 @@ class RemoteLink:
             self._ends.unanswered()
         if self._closed:
             return
-        urgent = self._out.unreceived or self.sending or not self._met or self._close is not None
+        ends = self._drains or self._close is not None
+        urgent = self._out.unreceived or self.sending or not self._met or ends
         every = self._patience if urgent else self._link_seconds / 5
         since = max(self._heard_at, self._sent_at)
         if now - since >= every:
