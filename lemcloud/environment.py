@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from relay.conf import SettingError, expectation
 
 VARIABLES = frozenset(
     {
+        "RELAY_CHANNEL_LAYER",
         "RELAY_VAR_DIR",
         "RELAY_JWT_ALGORITHM",
         "RELAY_JWT_PUBLIC_KEY_FILE",
@@ -32,6 +34,24 @@ SQLITE_OPTIONS: dict[str, Any] = {
 }
 
 
+REDIS_OPTIONS: dict[str, Any] = {
+    # A network that swallows everything must not hold up what could go on over a new connection. Longer than
+    # the five seconds for which the core layer's reads block.
+    "socket_timeout": 10,
+    "socket_connect_timeout": 5,
+    # With the third protocol redis-py formats each message it receives for a debug line, shown or not: two
+    # thirds of a node's CPU time at 256 KiB a message.
+    "protocol": 2,
+    # A subscriber only listens: without these it would never learn that the other end is gone.
+    "socket_keepalive": True,
+    "socket_keepalive_options": {
+        getattr(socket, option): value
+        for option, value in {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}.items()
+        if hasattr(socket, option)  # not everywhere
+    },
+}
+
+
 class Environment(BaseModel):
     """What the platform project reads from the environment, checked and with its defaults."""
 
@@ -41,6 +61,7 @@ class Environment(BaseModel):
     port: int = Field(8001, ge=0, le=65535, alias="PORT")
     allowed_hosts: list[str] = Field(["localhost", "127.0.0.1", "[::1]"], alias="ALLOWED_HOSTS")
     redis_url: str = Field("", alias="REDIS_URL")
+    channel_layer: Literal["pubsub", "core"] = Field("pubsub", alias="RELAY_CHANNEL_LAYER")
     database: dict[str, Any] = Field({}, alias="DATABASE_URL")
     secret_key: str = Field("", alias="SECRET_KEY")
     var_dir: Path = Field(Path("var"), alias="RELAY_VAR_DIR")

@@ -1,4 +1,4 @@
-"""What must never reach a log."""
+"""What must never reach a log, and what has to reach it in fewer words."""
 
 import logging
 import re
@@ -12,4 +12,17 @@ class WithoutQueries(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Always true; the record is changed in place, arguments and all."""
         record.msg, record.args = QUERY.sub("", record.getMessage()), None
+        return True
+
+
+class OneLine(logging.Filter):
+    """Has an expected error logged as a warning of one line: what failed, instead of where in a library."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always true; the record is changed in place. One without a traceback stays as it is."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}: {error}", None
+            record.exc_info = record.exc_text = None
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
         return True

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lemcloud import environment
+from lemcloud.environment import REDIS_OPTIONS
 from relay.conf import SettingError, from_environment
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -67,10 +68,14 @@ TEMPLATES = [
 DATABASES = {"default": ENV.database}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
+LAYERS = {
+    "pubsub": "channels_redis.pubsub.RedisPubSubChannelLayer",
+    "core": "channels_redis.core.RedisChannelLayer",
+}
 CHANNEL_LAYERS: dict[str, Any] = {
     "default": {
-        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
-        "CONFIG": {"hosts": [ENV.redis_url]},
+        "BACKEND": LAYERS[ENV.channel_layer],
+        "CONFIG": {"hosts": [{"address": ENV.redis_url, **REDIS_OPTIONS}]},
     }
     if ENV.redis_url
     else {"BACKEND": "channels.layers.InMemoryChannelLayer"}
@@ -103,7 +108,10 @@ WHITENOISE_AUTOREFRESH = DEBUG
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "filters": {"without_queries": {"()": "lemcloud.logs.WithoutQueries"}},
+    "filters": {
+        "one_line": {"()": "lemcloud.logs.OneLine"},
+        "without_queries": {"()": "lemcloud.logs.WithoutQueries"},
+    },
     "formatters": {
         "text": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
         "line": {"format": "%(message)s"},
@@ -116,6 +124,8 @@ LOGGING = {
     "loggers": {
         "django": {"handlers": [], "level": "INFO", "propagate": True},
         "relay.usage": {"handlers": ["stdout"], "level": "INFO", "propagate": False},
+        # It logs each second in which Redis is away, with a traceback of a hundred lines.
+        "channels_redis.pubsub": {"filters": ["one_line"]},
         # uvicorn logs each upgrade with its query string, which may hold a token.
         "uvicorn.error": {"filters": ["without_queries"]},
         "relay.access": {"handlers": ["stdout"], "level": "INFO", "propagate": False},

@@ -30,6 +30,22 @@ def there_is_a_channel_layer(**_: Any) -> list[CheckMessage]:
     return [Error("CHANNEL_LAYERS has no default.", hint=hint, id="relay.E002")]
 
 
+@register(Tags.compatibility)
+def nodes_can_reach_each_other(**_: Any) -> list[CheckMessage]:
+    """relay.E003: sessions are shared through Redis, but frames would not leave the process."""
+    layer = getattr(settings, "CHANNEL_LAYERS", {}).get("default", {}).get("BACKEND", "")
+    try:
+        redis_url = conf.current().redis_url
+    except conf.SettingError:
+        return []  # that is E001
+    if not redis_url or layer != "channels.layers.InMemoryChannelLayer":
+        return []
+    hint = (
+        "Use a layer of channels_redis, or leave REDIS_URL (redis_url in RELAY) empty for one process alone."
+    )
+    return [Error("REDIS_URL is set, and the channel layer is in memory.", hint=hint, id="relay.E003")]
+
+
 @register(Tags.security)
 def the_secret_key_is_long_enough(**_: Any) -> list[CheckMessage]:
     """relay.W001: the key that signs HS256 tokens is shorter than its hash, so it can be guessed."""

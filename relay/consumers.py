@@ -59,9 +59,13 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
         loops: list[asyncio.Task[None]] = []
         try:
             await self._enter_group(leg)
+            if self.channel_name:
+                loops.append(asyncio.create_task(self._follow(leg)))
+                # A layer lets go of a channel when its receive is cancelled: so it has to have begun.
+                await asyncio.sleep(0)
             if not leg.over.done():
                 leg.reader = asyncio.create_task(self._read(leg, receive))
-                loops = [leg.reader, asyncio.create_task(self._follow(leg))]
+                loops.append(leg.reader)
             close = await leg.over
             if close is not None:
                 await self._tell(close)
@@ -69,7 +73,8 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
             # Also when the server cancels us: the session must not outlive its leg.
             self.sessions.gone(leg, Close.because(CloseReason.PEER_LOST))
             await _cancelled(loops)
-            await self._leave_group(leg)
+            if self.channel_name:
+                await self._leave_group(leg)
 
     async def _join(self) -> sessions.Leg:
         """Give this socket a place. Raises `Refused`."""
@@ -80,10 +85,8 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
         if isinstance(grant, Refused):
             raise grant
         self.sessions = sessions.of_this_process()
-        self.channel_layer = get_channel_layer(self.channel_layer_alias)
         try:
             async with asyncio.timeout(conf.current().admit_seconds):
-                self.channel_name = await self.channel_layer.new_channel()
                 return await self.sessions.join(session_id, grant, self._port())
         except Refused:
             raise
@@ -187,9 +190,13 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
                 self.sessions.end(leg, Close.because(reason, event.get("detail", "")))
 
     async def _enter_group(self, leg: sessions.Leg) -> None:
+        """Get a channel, and join the session's group with it."""
+        self.channel_layer = get_channel_layer(self.channel_layer_alias)
+        self.channel_name = ""
         group = sessions.group_name(leg.session_uuid)
         try:
             async with asyncio.timeout(conf.current().admit_seconds):
+                self.channel_name = await self.channel_layer.new_channel()
                 await self.channel_layer.group_add(group, self.channel_name)
         except Exception as error:  # noqa: BLE001 - a layer raises what its client library raises
             logger.warning("the channel layer failed, a session ends: %s: %s", type(error).__name__, error)

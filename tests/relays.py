@@ -68,6 +68,10 @@ class Relay:
     def start(self) -> None:
         """Migrate and serve; returns when the port takes connections."""
         self.manage("migrate", "--verbosity", "0")
+        self.serve()
+
+    def serve(self) -> None:
+        """As `start`, on a database that has its tables."""
         command = [
             part.format(port=self.port, max_message_bytes=self.max_message_bytes)
             for part in COMMANDS[self.server]
@@ -114,6 +118,9 @@ class Relay:
         whole = (self.folder / "stdout").read_text().rpartition("\n")[0]
         lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if line["event"] == event]
+
+    async def paired(self, session_id: str) -> None:
+        """Returns when two legs that are connected have met: at once, in one process."""
 
     async def session_closed(self, session_id: str, seen: set[str] = frozenset()) -> dict[str, Any]:
         """The `session_closed` line of `session_id` whose session is not in `seen`, when it's there."""

@@ -109,8 +109,13 @@ class SessionRecord:
     """A word of `relay.closing.CloseReason`, empty while live."""
     node: str = ""
     legs: tuple[LegRecord, ...] = ()
+    owned: bool = True
+    """False where another node writes the session's row: here it's only made if it's not there yet, so that
+    the legs have something to belong to."""
 
     def __post_init__(self) -> None:
+        if self.closed and not self.owned:
+            raise ValueError("a session is closed by the node that owns it")
         if self.closed != bool(self.reason):
             raise ValueError("a closed session has both timestamp and reason, a live one neither")
         _make_fit(

@@ -21,13 +21,17 @@ def write(records: Collection[SessionRecord], using: str) -> None:
     # In one order everywhere: two nodes that write the same sessions can't lock each other out.
     ordered = sorted(records, key=lambda record: record.session_uuid)
     with transaction.atomic(using=using):
-        _upsert(RelaySession, [(record, None) for record in ordered], ended="timestamp", using=using)
+        for owned in (True, False):
+            sessions = [(record, None) for record in ordered if record.owned is owned]
+            _upsert(RelaySession, sessions, ended="timestamp" if owned else "", using=using)
         legs = [(leg, record.session_uuid) for record in ordered for leg in record.legs]
         _upsert(RelayLeg, legs, ended="left_at", using=using)
 
 
 def _upsert(model: type[models.Model], rows: Sequence[tuple[Any, Any]], ended: str, using: str) -> None:
     """Each row is a record and the key of the session that it belongs to (None for a session itself).
+
+    A row whose column `ended` has a value stays as it is; without such a column, every row that is there.
 
     `bulk_create(update_conflicts=True)` has no condition, and reading first would leave a gap in which
     another node closes the session. So the condition is in the statement, where the database holds it.
@@ -50,11 +54,12 @@ def _upsert(model: type[models.Model], rows: Sequence[tuple[Any, Any]], ended: s
     else:
         source = f"VALUES ({', '.join(['%s'] * len(columns))})"
     table, key = quote(model._meta.db_table), quote(str(model._meta.pk.column))
-    sql = (
-        f"INSERT INTO {table} ({', '.join(columns)}) {source} "
-        f"ON CONFLICT ({key}) DO UPDATE SET {', '.join(f'{c} = EXCLUDED.{c}' for c in columns if c != key)} "
-        f"WHERE {table}.{quote(ended)} IS NULL"
-    )
+    sql = f"INSERT INTO {table} ({', '.join(columns)}) {source} ON CONFLICT ({key}) DO "
+    if ended:
+        changes = ", ".join(f"{column} = EXCLUDED.{column}" for column in columns if column != key)
+        sql += f"UPDATE SET {changes} WHERE {table}.{quote(ended)} IS NULL"
+    else:
+        sql += "NOTHING"
     with connection.cursor() as cursor:
         if on_postgresql:
             cursor.execute(sql, [json.dumps(values, default=str)])

@@ -1,5 +1,6 @@
 """The rendezvous of a single process: a dictionary. It can't be away, and it dies with the process."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
@@ -18,6 +19,7 @@ class MemoryRendezvous:
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
+        self.on_superseded: Callable[[UUID], None] = lambda session: None  # never happens here
 
     async def join(self, session_id: str, arrival: Arrival) -> Placement:
         """See `Rendezvous.join`; never raises `Away`."""
@@ -33,13 +35,27 @@ class MemoryRendezvous:
                 raise Full
             return self._open(session_id, arrival, replaced=entry.session)
         taken[role] = arrival
-        return Placement(entry.session, role, peer=taken[role.other].leg)
+        peer = taken[role.other]
+        return Placement(entry.session, role, peer.leg, peer.channel)
+
+    def paired(self, session: UUID) -> None:
+        """See `Rendezvous.paired`: known here by who sits."""
 
     def end(self, session_id: str, session: UUID) -> None:
         """See `Rendezvous.end`."""
         entry = self._entries.get(session_id)
         if entry is not None and entry.session == session:
             del self._entries[session_id]
+
+    async def claim(self, session: UUID) -> bool:
+        """See `Rendezvous.claim`: there is nobody else here."""
+        return True
+
+    async def check(self) -> None:
+        """See `Rendezvous.check`."""
+
+    async def close(self) -> None:
+        """See `Rendezvous.close`."""
 
     def _open(self, session_id: str, arrival: Arrival, replaced: UUID | None = None) -> Placement:
         role = arrival.role or Role.CLIENT

@@ -33,6 +33,7 @@ async def pair(
         connect(relay, session_id, token(sub="alice"), **options) as client,
         connect(relay, session_id, token(sub="bob"), **options) as server,
     ):
+        await relay.paired(session_id)
         yield client, server
 
 

@@ -53,9 +53,9 @@ class RawClient:
             head += struct.pack("!BQ", 0x80 | 127, size)
         await self.raw(head + mask + bytes(b ^ mask[i % 4] for i, b in enumerate(payload)))
 
-    async def next_frame(self) -> tuple[int, bytes]:
-        """The next frame of the server, as opcode (without FIN) and payload."""
-        async with asyncio.timeout(20):
+    async def next_frame(self, seconds: float = 20.0) -> tuple[int, bytes]:
+        """The next frame of the server within `seconds`, as opcode (without FIN) and payload."""
+        async with asyncio.timeout(seconds):
             first, size = await self.reader.readexactly(2)
             if size == 126:
                 (size,) = struct.unpack("!H", await self.reader.readexactly(2))

@@ -37,14 +37,14 @@ def test_a_relay_with_all_its_backends_is_ready(relay):
     assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
 
 
-async def test_ready_names_a_channel_layer_that_is_away(server, tmp_path):
+async def test_ready_names_what_needs_a_redis_that_is_away(server, tmp_path):
     port = free_port()
     with running(server, tmp_path, {"REDIS_URL": f"redis://127.0.0.1:{port}/0"}) as relay:
-        assert (await becomes(relay, 503))["failing"].keys() == {"channel layer"}
+        assert (await becomes(relay, 503))["failing"].keys() == {"channel layer", "rendezvous"}
         assert get(relay, "/health").status_code == 200
         with ValkeyServer(port=port):
             await becomes(relay, 200)
-        assert (await becomes(relay, 503))["failing"].keys() == {"channel layer"}
+        assert (await becomes(relay, 503))["failing"].keys() == {"channel layer", "rendezvous"}
 
 
 async def test_ready_names_a_database_that_is_away_or_hangs_and_relaying_goes_on(session_id, tmp_path):

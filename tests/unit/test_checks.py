@@ -41,3 +41,10 @@ def test_a_short_secret_key_signs_nothing_where_tokens_are_asymmetric(settings):
     settings.SECRET_KEY = "short"
     settings.SIMPLE_JWT = {"ALGORITHM": "ES256"}
     assert not ids()
+
+
+def test_redis_for_the_sessions_and_none_for_their_frames_is_e003(settings):
+    settings.RELAY = {"redis_url": "redis://localhost"}
+    assert ids() == {"relay.E003"}
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer"}}
+    assert not ids()

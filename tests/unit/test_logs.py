@@ -1,0 +1,30 @@
+"""What the log filters make of a record."""
+
+import logging
+
+from lemcloud.logs import OneLine, WithoutQueries
+
+
+def record(message: str, *args: object, error: Exception | None = None) -> logging.LogRecord:
+    exc_info = (type(error), error, None) if error else None
+    return logging.LogRecord("name", logging.ERROR, __file__, 1, message, args, exc_info)
+
+
+def test_a_query_string_is_cut_out_of_message_and_arguments():
+    told = record("%s %s?token=secret", "GET /relay/x?token=secret HTTP/1.1", "b")
+    assert WithoutQueries().filter(told)
+    assert told.getMessage() == "GET /relay/x HTTP/1.1 b"
+
+
+def test_an_error_with_a_traceback_becomes_a_warning_that_names_it():
+    told = record("receiving failed (%d)", 1, error=ConnectionError("refused"))
+    assert OneLine().filter(told)
+    assert logging.Formatter("%(levelname)s %(message)s").format(told) == (
+        "WARNING receiving failed (1): ConnectionError: refused"
+    )
+
+
+def test_a_record_without_a_traceback_stays_as_it_is():
+    told = record("plain %s", "words")
+    assert OneLine().filter(told)
+    assert (told.levelname, told.getMessage()) == ("ERROR", "plain words")
