@@ -34,14 +34,11 @@ class WorkloadError(Exception):
     """The relay did not do its work; the text is the reason for the table."""
 
 
-LONGEST_GAP = 256
-"""Frames in a row that may be missing where losses are counted; more would be some other frame."""
-
-
 class Leg(WSListener):
     """One end: counts what arrives, and compares every `check_every`-th frame with what it must be.
 
-    With `may_lose`, for traces of one size and with all frames checked, missing ones are counted in `lost`.
+    With `may_lose`, for traces of one size and with all frames checked, missing ones are counted in `lost`:
+    less than half a trace in a row, so that the trace has to be longer than twice the window.
     """
 
     def __init__(self, trace: Trace | None = None, check_every: int = 1, may_lose: bool = False) -> None:
@@ -101,7 +98,7 @@ class Leg(WSListener):
             if frame.fin and payload == payloads[number % len(payloads)]:
                 return
             if self.may_lose and frame.fin:
-                for gap in range(1, min(LONGEST_GAP, len(payloads))):
+                for gap in range(1, len(payloads) // 2):
                     if payload == payloads[(number + gap) % len(payloads)]:
                         self.lost += gap
                         return
@@ -205,15 +202,17 @@ async def run_streams(streams: list[Stream], seconds: float) -> list[int]:
 async def watch(streams: list[Stream], seconds: float) -> None:
     """Let streams run for `seconds`; raises `WorkloadError` when a connection ends."""
     stop_at = time.monotonic() + seconds
-    arrived = [-1] * len(streams)
+    arrived = [(-1, 0.0)] * len(streams)
     while (left := stop_at - time.monotonic()) > 0:
         await asyncio.sleep(min(left, 0.25))
         for number, stream in enumerate(streams):
             if stream.error:
                 raise WorkloadError(stream.error)
-            if stream.receiver.frames == arrived[number]:
+            frames, since = arrived[number]
+            if stream.receiver.frames != frames:
+                arrived[number] = stream.receiver.frames, time.monotonic()
+            elif time.monotonic() - since > LOST_SECONDS:
                 stream.write_off()
-            arrived[number] = stream.receiver.frames
 
 
 async def finish(streams: list[Stream]) -> None:

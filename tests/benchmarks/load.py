@@ -21,7 +21,17 @@ import redis
 import uvloop
 from picows import WSFrame, WSMsgType, WSTransport
 
-from .legs import STALL_SECONDS, Arena, Leg, Stream, WorkloadError, finish, run_streams, watch
+from .legs import (
+    CONNECT_SECONDS,
+    STALL_SECONDS,
+    Arena,
+    Leg,
+    Stream,
+    WorkloadError,
+    finish,
+    run_streams,
+    watch,
+)
 from .measure import ProcessTree, cpu_seconds
 from .plan import KIB, MIB, Job, Target
 from .stats import percentile
@@ -128,6 +138,9 @@ async def across(target: Target, workload: str, seconds: float) -> Figures:
         near, far = await arena.pair(new_session(), partial(Leg, trace, check_every, target.may_lose))
         way = Stream(near, far, trace, window_bytes, target.window_frames)
         way.start()
+        met_by = time.monotonic() + CONNECT_SECONDS
+        while not far.frames and time.monotonic() < met_by:
+            await watch([way], 0.05)  # the nodes have found each other
         await watch([way], seconds * WARM_UP_SHARE)
         frames, size = far.frames, far.bytes
         meter = Meter(target)

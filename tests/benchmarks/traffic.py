@@ -96,7 +96,7 @@ def trace_for(workload: str, window_frames: int) -> tuple[Trace, int]:
     if workload == "nodes-small":
         return make_trace([128] * 8192, 64 * KIB, few), 2 * MIB
     if workload == "nodes-large":
-        return make_trace([64 * KIB] * 64, 64 * KIB), 16 * MIB
+        return make_trace([64 * KIB] * 128, 64 * KIB), 16 * MIB
     if workload == "pairs":
         return make_trace([128] * 512, 2 * KIB, few), 8 * KIB
     if workload == "large":
