@@ -76,6 +76,10 @@ class Meter:
         asking = ("cmdstat_info", "cmdstat_hello", "cmdstat_client")
         return sum(int(stat["calls"]) for name, stat in stats.items() if not name.startswith(asking))
 
+    def commands_per_s(self) -> float:
+        """How many commands a second the broker was sent since the start."""
+        return (self._commands() - self._commands_before) / (time.perf_counter() - self._start[-1])
+
     def figures(self, frames: int, payload_bytes: int) -> Figures:
         """What `frames` frames of `payload_bytes` in all cost since the start."""
         near, far, broker, own, wall = (b - a for a, b in zip(self._start, self._read(), strict=True))
@@ -148,6 +152,25 @@ async def across(target: Target, workload: str, seconds: float) -> Figures:
         figures = meter.figures(far.frames - frames, far.bytes - size)
         await finish([way])
         return figures | {"lost": far.lost / way.sent_frames}
+
+
+async def on_one_node(target: Target, seconds: float) -> Figures:
+    """`small` with both legs on the first node, and what is asked of the broker meanwhile and when idle."""
+    target = replace(target, far_port=None, far_pid=None)
+    await stream(target, "small", 0.05)  # the node knows its broker from its first leg on
+    idle = Meter(target)
+    if target.broker_port is not None:
+        await asyncio.sleep(seconds)
+    asked_idle = idle.commands_per_s()
+    figures = await stream(target, "small", seconds)
+    if target.broker_port is not None:
+        more = figures["commands"] - asked_idle * figures["seconds"]
+        figures |= {
+            "commands_per_s": figures["commands"] / figures["seconds"],
+            "idle_commands_per_s": asked_idle,
+            "frame_commands_per_10k": max(0.0, more) / figures["frames"] * 10_000,
+        }
+    return figures
 
 
 async def paced(target: Target, seconds: float) -> Figures:
@@ -365,11 +388,6 @@ async def stalled(target: Target, bytes_limit: int, seconds: float) -> Figures:
         }
 
 
-def _one_node(target: Target) -> Target:
-    """Both legs on the first node, and the other one's idle CPU left out."""
-    return replace(target, far_port=None, far_pid=None)
-
-
 WORK: dict[str, Callable[..., Awaitable[Figures]]] = {
     "small": lambda target, seconds: stream(target, "small", seconds),
     "large": lambda target, seconds: stream(target, "large", seconds),
@@ -383,7 +401,7 @@ WORK: dict[str, Callable[..., Awaitable[Figures]]] = {
     "nodes-small": lambda target, seconds: across(target, "nodes-small", seconds),
     "nodes-large": lambda target, seconds: across(target, "nodes-large", seconds),
     "nodes-rtt": rtt,
-    "nodes-same": lambda target, seconds: stream(_one_node(target), "small", seconds),
+    "nodes-same": on_one_node,
 }
 
 

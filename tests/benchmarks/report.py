@@ -21,6 +21,8 @@ OURS_ON_NODES = "nodes-relay"
 CORE, PUBSUB = "nodes-tutorial-redis-core", "nodes-tutorial-redis"
 ENOUGH_CYCLES = 4000
 """Fewer connects and disconnects show caches and the collector filling up rather than a leak."""
+FRAME_COMMANDS = 5
+"""A node's own commands come in bursts, a second apart, of which a short run has one more or less."""
 Format = Callable[[float], str]
 
 
@@ -113,8 +115,9 @@ COLUMNS: dict[str, list[Column]] = {
     "nodes-same": [
         CPU_PER_FRAME,
         ("frames/s", "frames_per_s", _number),
-        ("commands to Redis per 10,000 frames", "commands_per_10k_frames", _number),
-        ("commands to Redis", "commands", _number),
+        ("commands to Redis a second", "commands_per_s", _number),
+        ("when idle", "idle_commands_per_s", _number),
+        ("more than that per 10,000 frames", "frame_commands_per_10k", _number),
         *_BUSY,
     ],
 }
@@ -253,10 +256,11 @@ def verdicts(results: Results) -> list[Verdict]:
     )
     own_goal(
         "nodes-same",
-        "commands_per_10k_frames",
-        lambda x: x <= 1,
+        "frame_commands_per_10k",
+        lambda x: x <= FRAME_COMMANDS,
         _number,
-        "on one node with Redis, commands to it per 10,000 frames: none per frame (at most 1)",
+        f"on one node with Redis, commands to it for 10,000 frames: none (at most {FRAME_COMMANDS}, "
+        "beyond those when idle)",
         OURS_ON_NODES,
     )
     ratio_goal(
