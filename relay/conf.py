@@ -3,9 +3,10 @@
 import difflib
 from collections.abc import Mapping
 from functools import cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -122,6 +123,12 @@ class RelaySettings(BaseModel):
         "one drains gently. 10: close at once, as container engines wait 10 s before they kill.",
     )
 
+    trusted_proxies: str = Field(
+        "",
+        alias="RELAY_TRUSTED_PROXIES",
+        description="Balancers whose X-Forwarded-For and X-Forwarded-Proto are believed: addresses and "
+        "networks like 10.0.0.0/8, comma-separated. Empty: nobody's, as anyone can send these headers.",
+    )
     redis_url: str = Field(
         "",
         alias="REDIS_URL",
@@ -175,6 +182,12 @@ class RelaySettings(BaseModel):
         "left of the 10 s a container engine waits, after the sockets are closed.",
     )
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, given: str) -> str:
+        networks(given)
+        return given
+
     @model_validator(mode="after")
     def _marks_are_in_order(self) -> "RelaySettings":
         for way in ("read", "write"):
@@ -185,6 +198,16 @@ class RelaySettings(BaseModel):
                     f"{name}_LOW_BYTES: {low} is above {name}_HIGH_BYTES ({high}); expected at most that"
                 )
         return self
+
+
+def networks(text: str) -> list[IPv4Network | IPv6Network]:
+    """Comma-separated addresses and networks. Raises `ValueError` for anything else."""
+    try:
+        return [ip_network(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise ValueError(
+            f"expected addresses and networks like 10.0.0.0/8, comma-separated ({error})"
+        ) from None
 
 
 def variable_of(field: str) -> str:

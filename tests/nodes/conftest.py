@@ -6,10 +6,9 @@ from uuid import uuid4
 
 import pytest
 
-from tests.databases import Postgres
+from tests.databases import Postgres, Valkey
 from tests.nodes.cluster import Cluster, clustered
 from tests.nodes.proxy import Proxy
-from tests.nodes.valkey_tmp import Valkey
 
 PROXIED = 2
 """The node whose way to Redis goes through the proxy."""
@@ -30,7 +29,7 @@ def valkey() -> Iterator[Valkey]:
     try:
         yield server
     finally:
-        server.remove()
+        server.stop()
 
 
 @pytest.fixture(scope="module")
