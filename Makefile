@@ -45,6 +45,10 @@ $(VENV)/.bench: $(VENV)/.tests tests/benchmarks/requirements.txt
 bench: $(VENV)/.bench ## measure the relay beside other relays (BENCH_ARGS="--quick --only NAME,NAME --work NAME,NAME")
 	@$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
 
+.PHONY: cluster
+cluster: $(VENV)/.tests ## the whole relay on this machine: Caddy, a node per core, Valkey and PostgreSQL, until Ctrl-C
+	@$(BIN)/python -m tests.cluster
+
 lint: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -55,7 +55,11 @@ class RemoteSession:
         self._claiming = False
         self._recorded = not live.owned  # nothing is left for this node to record
         self._finished = False
-        hello: dict[str, Any] = {"channel": exchange.channel, "account": leg.grant.account_id}
+        hello: dict[str, Any] = {
+            "session_id": live.session.session_id,
+            "channel": exchange.channel,
+            "account": leg.grant.account_id,
+        }
         if live.owned:
             hello["started_at"] = iso(live.started_at)
             hello["waiting_ms"] = live.session.waiting_ms(home.clock())

@@ -212,6 +212,8 @@ class Sessions:
             remote.link.receive(message)
             self.note(live)
             self._watch(live)
+        elif hello and hello.get("session_id") in self._doors:
+            pass  # a leg is just being seated here, perhaps the very one: the other node asks again
         elif hello or message.get("end"):
             answer = {
                 "type": MESSAGE_TYPE,

@@ -147,7 +147,12 @@ class Valkey:
     def start(self) -> None:
         """Start it, empty, and wait until it answers."""
         self._server = ValkeyServer(port=self.port)
-        self._server.start()
+        # Ctrl-C is for whoever started it, who then stops it in order: a process inherits what is blocked.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._server.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def stop(self) -> None:
         if self._server is not None:

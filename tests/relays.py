@@ -78,8 +78,9 @@ class Relay:
         ]
         with (self.folder / "stdout").open("wb") as out, (self.folder / "stderr").open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *command], cwd=ROOT, env=self.environ, stdout=out, stderr=err
-            )
+                [sys.executable, "-m", *command], cwd=ROOT, env=self.environ, stdout=out, stderr=err,
+                start_new_session=True,  # Ctrl-C is for whoever started it, who then stops it in order
+            )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
         while True:
             with (

@@ -13,19 +13,22 @@ from relay.models import RelayLeg, RelaySession
 
 
 def write(records: Collection[SessionRecord], using: str) -> None:
-    """Upsert `records` (at most one per session) and their legs in one transaction on the database `using`.
+    """Upsert `records` (at most one per session) and their legs on the database `using`.
 
+    One transaction for the sessions that are this node's to record, one for those that another node records.
     Writing the same again changes nothing, and neither does anything that comes after a session's or a leg's
-    end. Raises what the database raises; then nothing was written.
+    end. Raises what the database raises; then one of the two may have been written.
     """
-    # In one order everywhere: two nodes that write the same sessions can't lock each other out.
+    # In one order in each transaction: two nodes that write the same sessions can't lock each other out.
     ordered = sorted(records, key=lambda record: record.session_uuid)
-    with transaction.atomic(using=using):
-        for owned in (True, False):
-            sessions = [(record, None) for record in ordered if record.owned is owned]
-            _upsert(RelaySession, sessions, ended="timestamp" if owned else "", using=using)
-        legs = [(leg, record.session_uuid) for record in ordered for leg in record.legs]
-        _upsert(RelayLeg, legs, ended="left_at", using=using)
+    for owned in (True, False):
+        ours = [record for record in ordered if record.owned is owned]
+        if ours:
+            with transaction.atomic(using=using):
+                sessions = [(record, None) for record in ours]
+                _upsert(RelaySession, sessions, ended="timestamp" if owned else "", using=using)
+                legs = [(leg, record.session_uuid) for record in ours for leg in record.legs]
+                _upsert(RelayLeg, legs, ended="left_at", using=using)
 
 
 def _upsert(model: type[models.Model], rows: Sequence[tuple[Any, Any]], ended: str, using: str) -> None:

@@ -143,5 +143,6 @@ async def ended(cluster, session_id: str) -> list[dict]:
                 if line["session_id"].startswith(f"{session_id}.")
             ]
             if len(lines) >= SESSIONS:
+                assert "can't be written to" not in cluster.output(), "nodes lock each other's rows"
                 return lines
             await asyncio.sleep(0.2)

@@ -35,9 +35,10 @@ DEADLINE = 60.0
 async def used_memory(valkey):
     """Valkey's own count of the bytes it uses, as a list: before, and the most in the block."""
     used = []
+    over = asyncio.Event()  # told, not cancelled: the client may swallow a cancellation
 
     async def look(client) -> None:
-        while True:
+        while not over.is_set():
             used.append((await client.info("memory"))["used_memory"])
             await asyncio.sleep(0.02)
 
@@ -49,8 +50,8 @@ async def used_memory(valkey):
         try:
             yield most
         finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+            over.set()
+            await looking
             most[1] = max(used)
 
 
