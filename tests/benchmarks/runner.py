@@ -76,7 +76,7 @@ class Server:
         contestant, broker_pid, redis_url = self.contestant, None, ""
         if contestant.needs_broker:
             known = {child.pid for child in psutil.Process().children()}
-            self._broker = ValkeyServer(config={"save": '""', "appendonly": "no"})
+            self._broker = ValkeyServer(port=free_port(), config={"save": '""', "appendonly": "no"})
             self._broker.start()
             broker_pid = next(c.pid for c in psutil.Process().children() if c.pid not in known)
             redis_url = f"redis://127.0.0.1:{self._broker.port}/0"

@@ -258,7 +258,7 @@ async def test_who_comes_back_at_once_does_not_find_the_session_that_has_just_en
 
 
 async def test_the_keys_of_each_script_are_in_one_slot_of_a_cluster(session_id):
-    with ValkeyServer(config={"cluster-enabled": "yes"}) as server:
+    with ValkeyServer(port=free_port(), config={"cluster-enabled": "yes"}) as server:
         url = f"redis://{server.host}:{server.port}/0"
         async with Redis.from_url(url, decode_responses=True) as redis:
             await redis.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
