@@ -107,6 +107,7 @@ class LiveSession:
         "legs",
         "link",
         "meters",
+        "node",
         "owned",
         "paired_at",
         "session",
@@ -119,6 +120,7 @@ class LiveSession:
         self.session = session
         # Whether its record is this process's to write: it is where the first leg came.
         self.owned = owned
+        self.node = NODE  # where the first leg came
         self.started_at = now_utc()
         self.paired_at: datetime | None = None
         self.ended_at: datetime | None = None
@@ -150,7 +152,7 @@ class LiveSession:
             session_uuid=session.uuid,
             session_id=session.session_id,
             account_id=next((account for account in accounts if account), None),
-            node=NODE,
+            node=self.node,
             owned=self.owned,
             started_at=self.started_at,
             paired_at=self.paired_at,

@@ -61,6 +61,7 @@ class RemoteSession:
             "account": leg.grant.account_id,
         }
         if live.owned:
+            hello["node"] = live.node
             hello["started_at"] = iso(live.started_at)
             hello["waiting_ms"] = live.session.waiting_ms(home.clock())
         self.link = leg.link = live.link = RemoteLink(
@@ -105,6 +106,7 @@ class RemoteSession:
         live, leg = self._live, self._leg
         live.accounts[leg.role.other] = hello["account"]
         if not live.owned:
+            live.node = hello["node"]
             live.started_at = datetime.fromisoformat(hello["started_at"])
             live.session.opened_at -= hello["waiting_ms"] / 1000
         if not leg.paired.done():

@@ -143,4 +143,4 @@ def check_record(record: dict[str, Any], transfer: Transfer) -> None:
     """The record of a session says what its receivers counted."""
     for way, direction in (("up", "client_to_server"), ("down", "server_to_client")):
         counted = (record[f"frames_{direction}"], record[f"bytes_{direction}"])
-        assert counted == transfer.received[way].counts, direction
+        assert counted == transfer.received[way].counts, f"{direction}: {counted}, {transfer.received[way]}"

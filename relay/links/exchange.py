@@ -6,7 +6,6 @@ The layer delivers at most once and may be away. What it loses the links send ag
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Protocol
 
 from channels.layers import get_channel_layer
@@ -55,14 +54,6 @@ class Exchange:
                 self.channel = await get_channel_layer().new_channel()
                 self._listening = asyncio.create_task(self._listen())
         return self.channel
-
-    async def close(self) -> None:
-        """Receive no more."""
-        if self._listening is not None:
-            self._listening.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._listening
-            self._listening = None
 
     def register(self, session: str, role: Role, receiver: Receiver) -> None:
         """From now on `receiver` takes what is for the leg `role` of `session`."""

@@ -18,6 +18,7 @@ from relay.closing import Close, CloseReason
 from relay.links import MessageTooBig, Meter
 from relay.links.exchange import MESSAGE_TYPE, Exchange, Message
 from relay.links.local import Send, text_bytes
+from relay.pulse import Pulse
 from relay.roles import Role
 from relay.window import Batch, Frame, Incoming, Outgoing, Verdict
 
@@ -25,16 +26,6 @@ logger = logging.getLogger(__name__)
 
 ACK_SECONDS = 0.005
 """How long news of what was received may wait for more to tell, or for frames to travel with."""
-
-FIRST_PROBE_SECONDS = 0.3
-"""How long an answer may take before it's asked for, doubled with each time: some round trips to Redis."""
-
-LONGEST_PROBE_SECONDS = 2.0
-"""Between two questions at most, while there's something that waits for the answer."""
-
-SHORTEST_TICK = 0.02
-LONGEST_TICK = 1.0
-"""Seconds between two looks at the clock: a question is at most that much late."""
 
 RETRY_SECONDS = 0.5
 """Pause after a message that could not be sent: the store is away, and asked twice a second."""
@@ -111,7 +102,6 @@ class RemoteLink:
         self._hello = hello
         self._max_message_bytes = max_message_bytes
         self._report_bytes = window_bytes // 2
-        self._link_seconds = link_seconds
         self._clock = clock
         self._loop = asyncio.get_running_loop()
 
@@ -134,12 +124,7 @@ class RemoteLink:
         self._reported = (0, 0, 0)  # batches received, frames and bytes delivered, as told last
         self._report_timer: asyncio.TimerHandle | None = None
 
-        now = clock()
-        self._heard_at = now
-        self._patience = FIRST_PROBE_SECONDS
-        self._asked_at: float | None = None  # the first message that went out since something was heard
-        self._sent_at = now  # the last message that went out
-        self._tick_at = now
+        self._pulse = Pulse(link_seconds, clock())
         self._tick_timer: asyncio.TimerHandle | None = None
 
         self._news = asyncio.Event()  # for the task that sends
@@ -199,7 +184,7 @@ class RemoteLink:
 
     def ask_again(self) -> None:
         """Give the other side as long to answer as at first."""
-        self._asked_at = None
+        self._pulse.failed()
 
     def close(self) -> None:
         """Forget all; what still comes from the other side is a stranger's."""
@@ -216,9 +201,7 @@ class RemoteLink:
 
     def receive(self, message: Message) -> None:
         """Take one message of the other side; never waits."""
-        self._heard_at = self._clock()
-        self._patience = FIRST_PROBE_SECONDS
-        self._asked_at = None
+        self._pulse.heard(self._clock())
         if message.get("gone"):
             self._peer_is_gone()
             return
@@ -253,7 +236,7 @@ class RemoteLink:
         self._out.acknowledge(message["received"], frames, nbytes, message["seen"])
         outward = self.outward
         if frames > outward.frames:
-            outward.frames, outward.nbytes, outward.active_at = frames, nbytes, self._heard_at
+            outward.frames, outward.nbytes, outward.active_at = frames, nbytes, self._clock()
             self._give_room()
         self._news.set()
 
@@ -378,13 +361,11 @@ class RemoteLink:
             logger.debug("a link's message could not be sent: %s: %s", type(error).__name__, error)
             if batch is not None:
                 self._out.failed(batch)
-            self._asked_at = None
+            self._pulse.failed()
             self._introduces = "hello" in message
             self._answer()
             return False
-        self._sent_at = self._clock()
-        if self._asked_at is None:
-            self._asked_at = self._sent_at
+        self._pulse.sent(self._clock())
         return True
 
     def _message(self, batch: Batch | None) -> Message:
@@ -429,34 +410,16 @@ class RemoteLink:
 
     def _tick(self) -> None:
         """Ask the other side whether it's there when that is due; look again when it next may be."""
-        now = self._clock()
-        late = now - self._tick_at
-        if late > 1:
-            # This process itself was held up: what came meanwhile is not heard yet.
-            self._heard_at = min(now, self._heard_at + late)
-        if now - self._heard_at >= self._link_seconds and self._close is None:
+        now, pulse = self._clock(), self._pulse
+        pulse.awake(now)
+        if self._close is None and pulse.is_silent(now):
             self._ends.silent()
-        elif self._close is not None and self._is_unanswered(now):
+        elif self._close is not None and pulse.is_unanswered(now):
             self._ends.unanswered()
         if self._closed:
             return
         ends = self._drains or self._close is not None
-        urgent = self._out.unreceived or self.sending or not self._met or ends
-        every = self._patience if urgent else self._link_seconds / 5
-        since = max(self._heard_at, self._sent_at)
-        if now - since >= every:
+        asks, delay = pulse.next_look(now, self._out.unreceived or self.sending or not self._met or ends)
+        if asks:
             self._ask()
-            since = now
-            if urgent:
-                every = self._patience = min(2 * self._patience, LONGEST_PROBE_SECONDS)
-        self._tick_at = min(max(since + every, now + SHORTEST_TICK), now + LONGEST_TICK)
-        self._tick_timer = self._loop.call_later(self._tick_at - now, self._tick)
-
-    def _is_unanswered(self, now: float) -> bool:
-        """Whether messages have gone out for long enough, and still do, without an answer."""
-        if self._asked_at is None:
-            return False
-        return (
-            now - self._asked_at >= self._link_seconds / 2
-            and now - self._sent_at <= 2 * LONGEST_PROBE_SECONDS
-        )
+        self._tick_timer = self._loop.call_later(delay, self._tick)

@@ -80,6 +80,8 @@ async def test_in_the_middle_of_a_transfer(cluster, session_id, dies):
         await paired(cluster, stays, other, session_id)
     line = await cluster.booked(session_id)
     assert line["reason"] in ("peer_lost", "link_lost")
+    opener = mortal if dies == "opener" else stays
+    assert f":{opener.process.pid}:" in cluster.rows(session_id)[0]["node"]
     record = {
         "up": (line["frames_client_to_server"], line["bytes_client_to_server"]),
         "down": (line["frames_server_to_client"], line["bytes_server_to_client"]),
