@@ -58,7 +58,7 @@ WORKLOADS = (
         "nodes-small", "128 B frames, one pair across two nodes", {"seconds": 3.0}, {"seconds": 1.0}, nodes=2
     ),
     Workload(
-        "nodes-large", "64 KiB frames, one pair across two nodes", {"seconds": 3.0}, {"seconds": 1.0}, nodes=2
+        "nodes-large", "64 KiB frames, one pair across two nodes", {"seconds": 3.0}, {"seconds": 2.0}, nodes=2
     ),
     Workload(
         "nodes-rtt",
@@ -71,7 +71,7 @@ WORKLOADS = (
         "nodes-same",
         "128 B frames, one pair on one node, with Redis and without",
         {"seconds": 3.0},
-        {"seconds": 1.0},
+        {"seconds": 2.0},
         nodes=2,
         beside=("relay-daphne",),
     ),
