@@ -25,7 +25,7 @@ from relay.conf import RelaySettings
 from tests.balancer import FILES, Balancer, Caddy, HAProxy, Nginx
 from tests.behaviour.clients import connect
 from tests.cluster import Whole, whole
-from tests.relays import ROOT, START_SECONDS, Relay
+from tests.relays import ROOT, START_SECONDS, Relay, free_port
 from tests.tokens import token
 
 SETTINGS = {"RELAY_DRAIN_SECONDS": "8", "RELAY_CLOSE_SECONDS": "1"}
@@ -225,16 +225,73 @@ async def test_caddy_ends_tls_in_front_of_the_nodes(parts, session_id, tmp_path)
 
 
 async def test_no_balancer_logs_a_token(balancer, session_id):
-    query = urlencode({"token": (jwt := token())})
-    headers = {"Authorization": f"Bearer {jwt}"}
-    async with websockets.connect(
-        f"{balancer.url}/relay/{session_id}?{query}", additional_headers=headers, compression=None
-    ):
+    async with leg_with_tokens_everywhere(balancer, session_id) as jwt:
         pass
+    await logs(balancer, session_id)
+    assert jwt not in balancer.output()
+
+
+async def test_no_balancer_logs_a_token_with_an_error(balancer, session_id, tmp_path):
+    """As above, where no node takes the connection."""
+    tmp_path.chmod(0o755)
+    lonely = type(balancer)(tmp_path / "lonely", [f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"])
+    try:
+        await asyncio.to_thread(lonely.start, with_nodes=False)
+        with pytest.raises(InvalidHandshake):
+            async with leg_with_tokens_everywhere(lonely, session_id, open_timeout=START_SECONDS):
+                pass
+        await logs(lonely, session_id)
+        assert "eyJ" not in lonely.output()  # how each JWT begins
+    finally:
+        lonely.stop()
+
+
+@contextlib.asynccontextmanager
+async def leg_with_tokens_everywhere(
+    balancer: Balancer, session_id: str, **options: Any
+) -> AsyncIterator[str]:
+    """A leg with its token in all three places where it may stand."""
+    jwt = token()
+    async with websockets.connect(
+        f"{balancer.url}/relay/{session_id}?{urlencode({'token': jwt})}",
+        additional_headers={"Authorization": f"Bearer {jwt}"},
+        subprotocols=["lem.relay.v1", f"bearer.{jwt}"],
+        compression=None,
+        **options,
+    ):
+        yield jwt
+
+
+async def logs(balancer: Balancer, session_id: str) -> None:
+    """Returns when the balancer has logged a request for this session."""
     async with asyncio.timeout(START_SECONDS):
         while session_id not in balancer.output():  # noqa: ASYNC110 - another process writes it
             await asyncio.sleep(0.05)
-    assert jwt not in balancer.output()
+
+
+async def test_sessions_go_on_coming_while_the_database_is_away(parts, balancer, session_id):
+    """No node is ready then, yet each admits whoever comes."""
+    logged = len(balancer.output())
+    parts.postgres.stop()
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            while not knows_that_none_is_ready(balancer, parts, balancer.output()[logged:]):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        async with pair(balancer.url, session_id):
+            pass
+    finally:
+        parts.postgres.start()
+    assert len(await legs_of(parts, session_id)) == 2
+    for node in parts.cluster.nodes[:2]:
+        await gets_sessions(parts, balancer, node)
+
+
+def knows_that_none_is_ready(balancer: Balancer, parts: Whole, log: str) -> bool:
+    """By what it logs; nginx never knows."""
+    if isinstance(balancer, Caddy):
+        ports = set(re.findall(r'"status code out of tolerances".*:(\d+)"', log))
+        return ports >= {str(node.port) for node in parts.cluster.nodes}
+    return isinstance(balancer, Nginx) or "Running on backup" in log
 
 
 def test_no_balancer_cuts_a_session_before_the_relay_does():
