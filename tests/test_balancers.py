@@ -114,13 +114,17 @@ async def test_both_legs_of_a_session_land_on_one_node_and_sessions_spread_over_
     assert len(used) >= 2
 
 
-async def test_a_client_can_not_choose_the_node(parts, session_id):
-    async with (
-        leg(parts.balancer.url, session_id, "alice", **{"X-Relay-Path": "one"}),
-        leg(parts.balancer.url, session_id, "bob", **{"X-Relay-Path": "two"}),
-    ):
-        one, two = await legs_of(parts, session_id)
-    assert one["node"] == two["node"]
+async def test_a_client_can_not_choose_the_node(parts, balancer, session_id):
+    """Not by a header, not by having the balancer drop its own, and not by writing the path in another way."""
+    for number, headers in enumerate(3 * [{"X-Relay-Path": "one"}, {"Connection": "X-Relay-Path"}]):
+        name = f"{number}.{session_id}"
+        encoded = f"%{ord(name[0]):x}{name[1:]}"
+        async with (
+            leg(balancer.url, name, "alice"),
+            leg(balancer.url, encoded, "bob", **headers),
+        ):
+            one, two = await legs_of(parts, name)
+        assert one["node"] == two["node"]
 
 
 async def test_the_address_that_is_recorded_is_the_one_the_balancer_saw(parts, balancer, session_id):
