@@ -115,7 +115,7 @@ async def test_both_legs_of_a_session_land_on_one_node_and_sessions_spread_over_
 
 
 async def test_a_client_can_not_choose_the_node(parts, balancer, session_id):
-    """Not by a header, not by having the balancer drop its own, and not by writing the path in another way."""
+    """Not by a header, nor by having the balancer drop its own, nor by writing the path in another way."""
     for number, headers in enumerate(3 * [{"X-Relay-Path": "one"}, {"Connection": "X-Relay-Path"}]):
         name = f"{number}.{session_id}"
         encoded = f"%{ord(name[0]):x}{name[1:]}"
