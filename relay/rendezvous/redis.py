@@ -282,7 +282,7 @@ class RedisRendezvous:
         while tasks:
             for task in tasks:
                 task.cancel()
-            # Again and again: one can get lost in the client library, and then this would wait for ever (seen).
+            # Again and again: one can get lost in the client library, and this would hang (seen).
             _, pending = await asyncio.wait(tasks, timeout=0.1)
             tasks = list(pending)
         with suppress(RedisError, OSError):
