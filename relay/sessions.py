@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Coroutine
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -55,6 +56,10 @@ class Recorder(Protocol):
     def flush(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until everything recorded is written; whether it is. Blocks."""
 
+    @property
+    def spool_error(self) -> str:
+        """What keeps it from saving records while the database is away; empty if nothing does."""
+
 
 class Sessions:
     """All sessions that have a leg in this process.
@@ -87,6 +92,11 @@ class Sessions:
         self._checkpoint_timer: asyncio.TimerHandle | None = None
         # One arrival at a time: the second leg of a session must find the first one here.
         self._doors: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def spool_error(self) -> str:
+        """Why usage records would be lost with this process; empty where they wouldn't."""
+        return self._recorder.spool_error
 
     async def join(self, session_id: str, grant: Grant, port: Port) -> Leg:
         """Give the bearer of `grant` a place in `session_id`. Raises `Refused` if there is none for it."""
@@ -341,9 +351,11 @@ def group_name(session: UUID) -> str:
 
 @cache
 def of_this_process() -> Sessions:
-    """The one `Sessions` of this process, made when the first leg comes."""
+    """The one `Sessions` of this process, made when it starts to serve or when the first leg comes."""
     settings = conf.current()
+    ledger = Ledger(node=NODE, spool_dir=Path(settings.spool_dir) if settings.spool_dir else None)
+    ledger.start()
     if not settings.redis_url:
-        return Sessions(settings, MemoryRendezvous(), Ledger())
+        return Sessions(settings, MemoryRendezvous(), ledger)
     rendezvous = RedisRendezvous(settings.redis_url, settings.node_seconds, settings.admit_seconds / 2)
-    return Sessions(settings, rendezvous, Ledger(), many_nodes=True)
+    return Sessions(settings, rendezvous, ledger, many_nodes=True)
