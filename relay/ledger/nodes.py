@@ -63,6 +63,15 @@ def gone_from(place: str, using: str, *, but: str = "") -> list[str]:
     return [node.node for node in nodes if not _process_exists(node.node)]
 
 
+def some_silent(using: str, *, lost_seconds: float) -> bool:
+    """Whether `settle` would find something."""
+    silent = ~_alive(using, now(using) - timedelta(seconds=lost_seconds))
+    return (
+        RelaySession.objects.using(using).filter(silent, timestamp__isnull=True).exists()
+        or RelayLeg.objects.using(using).filter(silent, left_at__isnull=True).exists()
+    )
+
+
 def settle(using: str, *, lost_seconds: float) -> list[SessionRecord]:
     """Close what is live and of a node whose last heartbeat is older than `lost_seconds`, or that has none.
 
@@ -70,8 +79,7 @@ def settle(using: str, *, lost_seconds: float) -> list[SessionRecord]:
     living nodes could reach the database meanwhile: after an outage every heartbeat is old.
     """
     cutoff = now(using) - timedelta(seconds=lost_seconds)
-    alive = RelayNode.objects.using(using).filter(beat_at__gte=cutoff).values("node")
-    settled = _close(using, ~Q(node__in=alive))
+    settled = _close(using, ~_alive(using, cutoff))
     RelayNode.objects.using(using).filter(beat_at__lt=cutoff).delete()
     return settled
 
@@ -81,6 +89,10 @@ def settle_nodes(using: str, nodes: Collection[str]) -> list[SessionRecord]:
     settled = _close(using, Q(node__in=nodes)) if nodes else []
     RelayNode.objects.using(using).filter(node__in=nodes).delete()
     return settled
+
+
+def _alive(using: str, cutoff: datetime) -> Q:
+    return Q(node__in=RelayNode.objects.using(using).filter(beat_at__gte=cutoff).values("node"))
 
 
 def _close(using: str, of_the_dead: Q) -> list[SessionRecord]:

@@ -61,13 +61,13 @@ def abandoned_in(folder: Path, *, but: Path | None = None) -> list[Path]:
 
 
 @contextmanager
-def taken_over(path: Path) -> Iterator[Iterable[Entry]]:
+def taken_over(path: Path) -> Iterator[Iterator[Entry] | None]:
     """What a dead process left at `path`; the file is removed when the block ends well.
 
-    Nothing where its process lives. Raises `OSError` where it can't be read.
+    None where its process lives. Raises `OSError` where it can't be read.
     """
     with abandoned(path) as descriptor:
-        yield read(descriptor, path) if descriptor is not None else ()
+        yield read(descriptor, path) if descriptor is not None else None
         if descriptor is not None:
             with suppress(FileNotFoundError):
                 path.unlink()

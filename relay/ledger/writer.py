@@ -360,7 +360,7 @@ class Ledger:
             for path in replay.abandoned_in(self._spool.folder, but=self._spool.path):
                 try:
                     with replay.taken_over(path) as entries:
-                        self._write_entries(entries)
+                        self._write_entries(entries or ())
                 except OSError as error:
                     log.warning("the spool %s of another process can't be read: %s", path, error.strerror)
         with self._deadline:

@@ -5,12 +5,15 @@ import subprocess
 import sys
 import threading
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import OperationalError
 
+from relay import conf
 from relay.ledger import Ledger, log_line, nodes, rows
 from relay.ledger.spool import Entry, Spool
 from relay.models import RelayLeg, RelayNode, RelaySession
@@ -45,6 +48,13 @@ def reasons() -> dict[str, str]:
 
 def settle() -> list[str]:
     return [record.session_id for record in nodes.settle("default", lost_seconds=LOST_SECONDS)]
+
+
+def settle_usage(*arguments: str) -> str:
+    """What the command says."""
+    said = StringIO()
+    call_command("settle_usage", *arguments, stderr=said)
+    return said.getvalue().strip()
 
 
 class Clock:
@@ -277,3 +287,66 @@ def test_a_line_that_waits_while_its_node_is_cut_off_is_printed_by_who_replays_t
     assert another.ledger.close(SOON)
     assert lines == [log_line(ended(1, node=US))]
     assert_row_equals(ended(1, node=US))
+
+
+@pytest.fixture
+def spool_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder that the settings name."""
+    changed = conf.current().model_copy(update={"spool_dir": str(tmp_path)})
+    monkeypatch.setattr(conf, "current", lambda: changed)
+    return tmp_path
+
+
+def test_settle_usage_replays_and_closes_what_is_nobodys_and_says_so(
+    database: Database, spool_dir: Path, lines: list[str]
+) -> None:
+    beat(DEAD, LOST_SECONDS + 1)
+    left_open(1)
+    left_open(2)
+    spool = Spool(spool_dir, DEAD, 10**6)
+    spool.append([Entry(ended(1, node=DEAD)), Entry(ended(3), line_due=True)])
+    spool.close()
+    own = Spool(spool_dir, ALIVE, 10**6)
+    own.append([Entry(live(4))])
+    assert settle_usage("--wait", "0") == (
+        "1 spools with 2 records written, 1 in use by running nodes; 1 sessions closed as node_lost"
+    )
+    assert reasons() == {"session-1": "peer_left", "session-2": "node_lost", "session-3": "peer_left"}
+    assert [line.count('"session-3"') + line.count('"session-2"') for line in lines] == [1, 1]
+    own.close()
+    assert settle_usage("--wait", "0").startswith("1 spools with 1 records written, 0 in use")
+    assert settle_usage() == (
+        "0 spools with 0 records written, 0 in use by running nodes; 0 sessions closed as node_lost"
+    )
+
+
+def test_settle_usage_waits_for_nodes_that_were_cut_off_with_the_database(
+    database: Database, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat(DEAD, 1000)
+    beat(ALIVE, 1000)
+    left_open(1)
+    left_open(2, ALIVE)
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        beat(ALIVE)
+
+    monkeypatch.setattr("time.sleep", wait)
+    assert settle_usage().endswith("1 sessions closed as node_lost")
+    assert waited == [LOST_SECONDS]
+    assert reasons() == {"session-1": "node_lost", "session-2": ""}
+
+
+def test_settle_usage_without_its_database_is_an_error_of_one_line(
+    database: Database, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OperationalError("server closed the connection\nunexpectedly")
+
+    monkeypatch.setattr(nodes, "gone_from", fail)
+    with pytest.raises(
+        CommandError, match=r"^the database can't be written to: server closed the connection$"
+    ):
+        settle_usage()
