@@ -1,7 +1,9 @@
 """Why a session ends: one enum for close codes, usage records, log lines and metric labels."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 NO_STATUS = 1005
 """What a receiver sees for a close frame without a code (RFC 6455 section 7.4.1); never sent on the wire."""
@@ -103,6 +105,15 @@ class Close:
     def by_peer(cls, code: int, text: str) -> "Close":
         """The peer's own clean close, passed on unchanged; a close without a code is passed on as 1000."""
         return cls(CloseReason.PEER_LEFT, 1000 if code == NO_STATUS else code, clip(text))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a message to another node; `from_dict` reads them."""
+        return {"reason": str(self.reason), "code": self.code, "text": self.text}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Close":
+        """What `as_dict` gave, whatever else is in `values`."""
+        return cls(CloseReason(values["reason"]), values["code"], values["text"])
 
 
 def clip(text: str) -> str:

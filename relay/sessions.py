@@ -29,7 +29,7 @@ from relay.rendezvous import Arrival, Away, Full, Placement, Rendezvous
 from relay.rendezvous.memory import MemoryRendezvous
 from relay.rendezvous.redis import RedisRendezvous
 from relay.roles import Role
-from relay.session import Session, State
+from relay.session import ENDINGS, Session, State
 
 __all__ = ["CLOSE_EVENT", "NODE", "Leg", "Port", "Recorder", "Sessions", "group_name", "of_this_process"]
 
@@ -45,6 +45,12 @@ SLICE_SECONDS = 0.05
 
 SLICE_SESSIONS = 50
 """Sessions looked at in one go, where that isn't too slow: a few milliseconds of the event loop."""
+
+NOT_HERE = Close.because(CloseReason.PEER_LOST)
+"""What a leg is told whose peer's node knows nothing of their session."""
+
+REMEMBERED_ENDS = 1024
+"""Ends that are told to another node that asks for a session which is over: it does so within moments."""
 
 
 class Recorder(Protocol):
@@ -86,6 +92,8 @@ class Sessions:
         self._exchange = Exchange(self._stranger) if many_nodes else None
         # Those with a peer on another node, until all is said: longer than they are live.
         self._remote: dict[UUID, RemoteSession] = {}
+        # How sessions ended that another node may not have heard of yet, newest last.
+        self._ends: dict[UUID, Close] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         # What the checkpoint that is going on has still to look at.
         self._unchecked: list[LiveSession] = []
@@ -242,7 +250,7 @@ class Sessions:
                 "type": MESSAGE_TYPE,
                 "session": message["session"],
                 "to": str(role.other),
-                "gone": True,
+                "gone": self._ends.get(UUID(message["session"]), NOT_HERE).as_dict(),
             }
             self.start(exchange.send(message["from"], answer))
 
@@ -260,11 +268,20 @@ class Sessions:
         del self._live[live.session.uuid]
         self.rendezvous.end(live.session.session_id, live.session.uuid)
         if live.link is None:
+            if self._exchange is not None:
+                self._remember(live.session.uuid, close)
             self.note(live, closed=True)
         else:
             # Each node has counted what it delivered: the record waits for the other one's final count.
             self.note(live)
             live.link.end(close)
+
+    def _remember(self, session: UUID, close: Close) -> None:
+        if close.reason not in ENDINGS[State.PAIRED]:
+            return  # the other node has a pair, which can't end like that
+        self._ends[session] = close
+        if len(self._ends) > REMEMBERED_ENDS:
+            del self._ends[next(iter(self._ends))]
 
     def forget(self, live: LiveSession) -> None:
         """All is said about a session with a peer on another node."""

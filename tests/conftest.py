@@ -30,38 +30,38 @@ def server(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session", params=[*COMMANDS, TWO_NODES])
-def path(request: pytest.FixtureRequest) -> str:
+def relay_path(request: pytest.FixtureRequest) -> str:
     """Each path that frames can take between two legs: the behaviour suite runs over all of them."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def relay(
-    path: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    relay_path: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Relay | Cluster]:
     """A relay with its default settings, shared by all tests."""
-    with _with_path(path, request, tmp_path_factory.mktemp("relay")) as relay:
+    with _with_path(relay_path, request, tmp_path_factory.mktemp("relay")) as relay:
         yield relay
 
 
 @pytest.fixture(scope="module")
 def small_relay(
-    path: str,
+    relay_path: str,
     request: pytest.FixtureRequest,
     limits: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Relay | Cluster]:
     """A relay with the `limits` of the module that uses it."""
-    with _with_path(path, request, tmp_path_factory.mktemp("small"), limits) as relay:
+    with _with_path(relay_path, request, tmp_path_factory.mktemp("small"), limits) as relay:
         yield relay
 
 
 @contextlib.contextmanager
 def _with_path(
-    path: str, request: pytest.FixtureRequest, folder: Path, environ: Mapping[str, str] | None = None
+    relay_path: str, request: pytest.FixtureRequest, folder: Path, environ: Mapping[str, str] | None = None
 ) -> Iterator[Relay | Cluster]:
-    if path != TWO_NODES:
-        with running(path, folder, dict(environ or {})) as relay:
+    if relay_path != TWO_NODES:
+        with running(relay_path, folder, dict(environ or {})) as relay:
             yield relay
         return
     redis_url = request.getfixturevalue("redis_url")

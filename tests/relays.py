@@ -120,6 +120,9 @@ class Relay:
         lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if line["event"] == event]
 
+    async def opened(self, session_id: str) -> None:
+        """Returns when the first leg that is connected is seated: before the next one, in one process."""
+
     async def paired(self, session_id: str) -> None:
         """Returns when two legs that are connected have met: at once, in one process."""
 

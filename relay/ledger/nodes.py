@@ -12,7 +12,7 @@ from pathlib import Path
 from uuid import UUID
 
 from django.db import connections, transaction
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 
 from relay.closing import CloseReason
 from relay.ledger.records import SessionRecord, milliseconds
@@ -85,19 +85,29 @@ def settle(using: str, *, lost_seconds: float) -> list[SessionRecord]:
 
 
 def settle_nodes(using: str, nodes: Collection[str]) -> list[SessionRecord]:
-    """As `settle`, for nodes that are known to be dead."""
-    settled = _close(using, Q(node__in=nodes)) if nodes else []
-    RelayNode.objects.using(using).filter(node__in=nodes).delete()
-    return settled
+    """As `settle`, for nodes that are known to be dead, however fresh their heartbeats.
+
+    But for sessions with a leg on another node: that one has better figures, and closes them when it finds
+    out. `settle` comes to them if it doesn't.
+    """
+    if not nodes:
+        return []
+    others = RelayNode.objects.using(using).exclude(node__in=nodes).values("node")
+    elsewhere = RelayLeg.objects.using(using).filter(
+        session=OuterRef("pk"), left_at__isnull=True, node__in=others
+    )
+    return _close(using, Q(node__in=nodes), but=Exists(elsewhere))
 
 
 def _alive(using: str, cutoff: datetime) -> Q:
     return Q(node__in=RelayNode.objects.using(using).filter(beat_at__gte=cutoff).values("node"))
 
 
-def _close(using: str, of_the_dead: Q) -> list[SessionRecord]:
+def _close(using: str, of_the_dead: Q, but: Exists | None = None) -> list[SessionRecord]:
     settled = []
     live = RelaySession.objects.using(using).filter(of_the_dead, timestamp__isnull=True)
+    if but is not None:
+        live = live.exclude(but)
     while True:
         with transaction.atomic(using=using):
             # Rows that somebody else is just writing are left to them, and looked at the next time.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from uuid import UUID
 
-from relay.closing import Close, CloseReason
+from relay.closing import Close
 from relay.links import MessageTooBig, Meter
 from relay.links.exchange import MESSAGE_TYPE, Exchange, Message
 from relay.links.local import Send, text_bytes
@@ -202,8 +202,10 @@ class RemoteLink:
     def receive(self, message: Message) -> None:
         """Take one message of the other side; never waits."""
         self._pulse.heard(self._clock())
-        if message.get("gone"):
-            self._peer_is_gone()
+        if "gone" in message:
+            if self._close is None:
+                self._ends.peer_ended(Close.from_dict(message["gone"]))
+            self._ends.gone()
             return
         self._meet(message)
         self._in.see(message["serial"])
@@ -252,7 +254,7 @@ class RemoteLink:
 
     def _end_of_peer(self, end: dict[str, Any]) -> None:
         if self._close_of_peer is None:
-            self._close_of_peer = Close(CloseReason(end["reason"]), end["code"], end["text"])
+            self._close_of_peer = Close.from_dict(end)
             self._last_of_peer = end["last"]
             self._answer()
         self._let_peer_end()
@@ -273,11 +275,6 @@ class RemoteLink:
         if self._close is not None and self._close_of_peer is not None and not self._is_settled:
             self._is_settled = True
             self._ends.settled()
-
-    def _peer_is_gone(self) -> None:
-        if self._close is None:
-            self._ends.peer_ended(Close.because(CloseReason.PEER_LOST))
-        self._ends.gone()
 
     # Delivering
 
@@ -390,14 +387,8 @@ class RemoteLink:
         if self._drains:
             message["drains"] = True
         if self._close is not None:
-            close = self._close
             message["from"] = self._exchange.channel
-            message["end"] = {
-                "reason": str(close.reason),
-                "code": close.code,
-                "text": close.text,
-                "last": self._out.last,
-            }
+            message["end"] = {**self._close.as_dict(), "last": self._out.last}
         if self._close_of_peer is not None and self._has_all:
             message["knows_end"] = True
         return message

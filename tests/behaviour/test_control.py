@@ -14,12 +14,12 @@ from tests.relays import COMMANDS, Relay, running
 
 
 @pytest.fixture(scope="module")
-def redis_relay(path, request, redis_url, tmp_path_factory):
+def redis_relay(relay_path, request, redis_url, tmp_path_factory):
     """A relay whose channel layer is Redis' (Valkey's) pub/sub."""
-    if path not in COMMANDS:
+    if relay_path not in COMMANDS:
         yield request.getfixturevalue("relay")  # has it anyway
         return
-    with running(path, tmp_path_factory.mktemp("redis"), {"REDIS_URL": redis_url}) as relay:
+    with running(relay_path, tmp_path_factory.mktemp("redis"), {"REDIS_URL": redis_url}) as relay:
         yield relay
 
 

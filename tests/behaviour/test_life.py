@@ -150,25 +150,28 @@ async def test_a_participant_that_comes_back_replaces_its_old_leg_and_its_peer_p
     async with (
         connect(relay, session_id, alice) as old,
         connect(relay, session_id, bob) as peer,
-        connect(relay, session_id, alice) as new,
     ):
-        assert (await closed(old))[0] == 4411
-        assert (await closed(peer))[0] == 4411
-        async with connect(relay, session_id, bob) as again:
-            await again.send("together again")
-            assert await new.recv() == "together again"
+        await relay.paired(session_id)
+        async with connect(relay, session_id, alice) as new:
+            assert (await closed(old))[0] == 4411
+            assert (await closed(peer))[0] == 4411
+            async with connect(relay, session_id, bob) as again:
+                await again.send("together again")
+                assert await new.recv() == "together again"
     assert (await relay.session_closed(session_id))["reason"] == "replaced"
 
 
 async def test_a_leg_that_waits_alone_is_replaced_by_the_same_participant(relay, session_id):
     alice = token(role="client", sub="alice")
-    async with connect(relay, session_id, alice) as old, connect(relay, session_id, alice) as new:
-        code, reason = await closed(old)
-        assert code == 4411
-        assert reason.startswith("replaced: ")
-        async with connect(relay, session_id, token(sub="bob")) as peer:
-            await peer.send("hi")
-            assert await new.recv() == "hi"
+    async with connect(relay, session_id, alice) as old:
+        await relay.opened(session_id)
+        async with connect(relay, session_id, alice) as new:
+            code, reason = await closed(old)
+            assert code == 4411
+            assert reason.startswith("replaced: ")
+            async with connect(relay, session_id, token(sub="bob")) as peer:
+                await peer.send("hi")
+                assert await new.recv() == "hi"
 
 
 async def test_a_ping_is_answered_by_the_relay_itself(relay, session_id):

@@ -31,9 +31,7 @@ def _names(known: dict[str, T]) -> "type[argparse.Action]":
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make bench BENCH_ARGS=...", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="a short run, in under three minutes; coarser figures"
-    )
+    parser.add_argument("--quick", action="store_true", help="a short run of a few minutes; coarser figures")
     parser.add_argument(
         "--only",
         metavar="NAME[,NAME]",

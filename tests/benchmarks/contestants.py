@@ -4,6 +4,8 @@ All relays are reached the same way: two clients on one path. The TCP proxy can'
 it the load generator itself is the server: one WebSocket connection runs end to end through the proxy, which
 therefore has two sockets per session and moves the very bytes that a relay would, but looks into none. That
 is the floor for moving bytes, not a relay to be beaten.
+
+A contestant of two nodes is two server processes on one Valkey; each leg of a session has its own node.
 """
 
 import os
@@ -33,13 +35,13 @@ class Place:
     backend_port: int
     """Where the load generator listens, for a proxy to connect to."""
     folder: Path
-    """Empty, removed afterwards."""
+    """Empty, removed afterwards; one for all nodes."""
     redis_url: str
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start a server: its command and environment, with commands to run to the end before."""
+    """How to start a server: its command and environment, with commands to end before the first one."""
 
     argv: list[str]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -51,8 +53,9 @@ class Contestant:
     """One way to relay.
 
     `needs_broker`: a Valkey server is started beside it. `window_frames`: most frames on the way in one
-    direction, for a relay that drops what comes faster. `cannot`: workloads it has no notion of, and why.
-    `ours`: not a peer to be beaten.
+    direction, for a relay that drops what comes faster. `may_lose`: drops that come all the same are counted
+    and shown instead of failing it. `cannot`: workloads it has no notion of, and why. `ours`: not a peer to
+    be beaten. `nodes`: how many server processes.
     """
 
     name: str
@@ -63,7 +66,9 @@ class Contestant:
     proxies: bool = False
     ours: bool = False
     window_frames: int = 1_000_000
+    may_lose: bool = False
     cannot: Mapping[str, str] = field(default_factory=dict)
+    nodes: int = 1
 
 
 def _ours(place: Place, argv: list[str]) -> Launch:
@@ -71,7 +76,7 @@ def _ours(place: Place, argv: list[str]) -> Launch:
         "SECRET_KEY": SECRET_KEY,
         "PORT": str(place.port),
         "RELAY_VAR_DIR": str(place.folder),
-        "REDIS_URL": "",
+        "REDIS_URL": place.redis_url,
         "DATABASE_URL": "",
     }
     return Launch(argv, env, before=([sys.executable, "manage.py", "migrate", "--verbosity", "0"],))
@@ -162,6 +167,9 @@ listen bench
 TUTORIAL_WINDOW = 32
 """The tutorial's layers hold 100 messages per channel, own ones included, and drop what comes beyond. The
 load stays below that, or there would be nothing to measure but loss."""
+TUTORIAL_NODES_WINDOW = 50
+"""The same across two nodes, where the receiver's channel fills with the peer's messages only."""
+TWO_NODES_ONLY = "it is all the same to it where the legs are"
 
 CONTESTANTS = (
     Contestant(
@@ -215,6 +223,35 @@ CONTESTANTS = (
         _tcp_proxy,
         proxies=True,
         cannot={"waiting": "a proxy has no legs that wait"},
+    ),
+    Contestant(
+        "nodes-relay",
+        "Lem Relay on Daphne, two nodes, Redis pub/sub layer",
+        _relay_daphne,
+        token_key=SECRET_KEY,
+        needs_broker=True,
+        ours=True,
+        nodes=2,
+    ),
+    Contestant(
+        "nodes-tutorial-redis",
+        "Channels tutorial on stock Daphne, two nodes, Redis pub/sub layer",
+        _tutorial("pubsub"),
+        needs_broker=True,
+        window_frames=TUTORIAL_NODES_WINDOW,
+        may_lose=True,
+        cannot={"nodes-same": TWO_NODES_ONLY},
+        nodes=2,
+    ),
+    Contestant(
+        "nodes-tutorial-redis-core",
+        "Channels tutorial on stock Daphne, two nodes, Redis core layer",
+        _tutorial("core"),
+        needs_broker=True,
+        window_frames=TUTORIAL_NODES_WINDOW,
+        may_lose=True,
+        cannot={"nodes-same": TWO_NODES_ONLY},
+        nodes=2,
     ),
 )
 BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}

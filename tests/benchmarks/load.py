@@ -13,13 +13,25 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import redis
 import uvloop
 from picows import WSFrame, WSMsgType, WSTransport
 
-from .legs import STALL_SECONDS, Arena, Leg, Stream, WorkloadError, finish, run_streams
+from .legs import (
+    CONNECT_SECONDS,
+    STALL_SECONDS,
+    Arena,
+    Leg,
+    Stream,
+    WorkloadError,
+    finish,
+    run_streams,
+    watch,
+)
 from .measure import ProcessTree, cpu_seconds
 from .plan import KIB, MIB, Job, Target
 from .stats import percentile
@@ -40,23 +52,41 @@ def new_session() -> str:
 
 
 class Meter:
-    """CPU of the server, the broker and this process between two moments, with the wall time."""
+    """CPU of the server's nodes, the broker and this process between two moments, with the wall time."""
 
     def __init__(self, target: Target) -> None:
-        self._server = ProcessTree(target.pid)
+        self._near = ProcessTree(target.pid)
+        self._far = ProcessTree(target.far_pid) if target.far_pid else None
         self._broker_pid = target.broker_pid
+        self._broker_port = target.broker_port
+        self._commands_before = self._commands()
         self._start = self._read()
 
-    def _read(self) -> tuple[float, float, float, float]:
+    def _read(self) -> tuple[float, float, float, float, float]:
         broker = cpu_seconds(self._broker_pid) if self._broker_pid else 0.0
-        return self._server.cpu_seconds(), broker, time.process_time(), time.perf_counter()
+        far = self._far.cpu_seconds() if self._far else 0.0
+        return self._near.cpu_seconds(), far, broker, time.process_time(), time.perf_counter()
+
+    def _commands(self) -> int:
+        """Commands that the broker was sent so far, in scripts too; without those that ask it this."""
+        if self._broker_port is None:
+            return 0
+        with redis.Redis(port=self._broker_port) as broker:
+            stats = broker.info("commandstats")
+        asking = ("cmdstat_info", "cmdstat_hello", "cmdstat_client")
+        return sum(int(stat["calls"]) for name, stat in stats.items() if not name.startswith(asking))
+
+    def commands_per_s(self) -> float:
+        """How many commands a second the broker was sent since the start."""
+        return (self._commands() - self._commands_before) / (time.perf_counter() - self._start[-1])
 
     def figures(self, frames: int, payload_bytes: int) -> Figures:
         """What `frames` frames of `payload_bytes` in all cost since the start."""
-        server, broker, own, wall = (b - a for a, b in zip(self._start, self._read(), strict=True))
+        near, far, broker, own, wall = (b - a for a, b in zip(self._start, self._read(), strict=True))
+        server = near + far
         if not frames:
             raise WorkloadError("no frame came through in the time given")
-        return {
+        figures = {
             "frames": frames,
             "bytes": payload_bytes,
             "seconds": wall,
@@ -69,6 +99,17 @@ class Meter:
             "server_busy": server / wall,
             "generator_busy": own / wall,
         }
+        if self._broker_port is not None:
+            commands = self._commands() - self._commands_before
+            figures |= {
+                "near_cpu_seconds": near,
+                "far_cpu_seconds": far,
+                "broker_cpu_seconds": broker,
+                "commands": commands,
+                "commands_per_mib": commands / payload_bytes * MIB,
+                "commands_per_10k_frames": commands / frames * 10_000,
+            }
+        return figures
 
 
 async def stream(target: Target, workload: str, seconds: float, both_ways: bool = False) -> Figures:
@@ -88,6 +129,48 @@ async def stream(target: Target, workload: str, seconds: float, both_ways: bool 
         after = sum(s.sent_frames for s in streams), sum(s.sent_bytes for s in streams)
         figures = meter.figures(after[0] - before[0], after[1] - before[1])
         return figures | {"rss_growth": tree.rss() - rss}
+
+
+async def across(target: Target, workload: str, seconds: float) -> Figures:
+    """One pair kept full in one direction, each leg on its own node; `seconds` of it, from the midst.
+
+    Only frames that arrived count. What is lost is known in the end only, so `lost` is of all that was sent.
+    """
+    trace, window_bytes = trace_for(workload, target.window_frames)
+    check_every = 1 if target.may_lose or len(trace.payloads) < 100 else 16
+    async with Arena(target) as arena:
+        near, far = await arena.pair(new_session(), partial(Leg, trace, check_every, target.may_lose))
+        way = Stream(near, far, trace, window_bytes, target.window_frames)
+        way.start()
+        met_by = time.monotonic() + CONNECT_SECONDS
+        while not far.frames and time.monotonic() < met_by:
+            await watch([way], 0.05)  # the nodes have found each other
+        await watch([way], seconds * WARM_UP_SHARE)
+        frames, size = far.frames, far.bytes
+        meter = Meter(target)
+        await watch([way], seconds)
+        figures = meter.figures(far.frames - frames, far.bytes - size)
+        await finish([way])
+        return figures | {"lost": far.lost / way.sent_frames}
+
+
+async def on_one_node(target: Target, seconds: float) -> Figures:
+    """`small` with both legs on the first node, and what is asked of the broker meanwhile and when idle."""
+    target = replace(target, far_port=None, far_pid=None)
+    await stream(target, "small", 0.05)  # the node knows its broker from its first leg on
+    idle = Meter(target)
+    if target.broker_port is not None:
+        await asyncio.sleep(seconds)
+    asked_idle = idle.commands_per_s()
+    figures = await stream(target, "small", seconds)
+    if target.broker_port is not None:
+        more = figures["commands"] - asked_idle * figures["seconds"]
+        figures |= {
+            "commands_per_s": figures["commands"] / figures["seconds"],
+            "idle_commands_per_s": asked_idle,
+            "frame_commands_per_10k": max(0.0, more) / figures["frames"] * 10_000,
+        }
+    return figures
 
 
 async def paced(target: Target, seconds: float) -> Figures:
@@ -315,6 +398,10 @@ WORK: dict[str, Callable[..., Awaitable[Figures]]] = {
     "pairs": pairs,
     "waiting": waiting,
     "stalled": stalled,
+    "nodes-small": lambda target, seconds: across(target, "nodes-small", seconds),
+    "nodes-large": lambda target, seconds: across(target, "nodes-large", seconds),
+    "nodes-rtt": rtt,
+    "nodes-same": on_one_node,
 }
 
 

@@ -12,7 +12,8 @@ class Workload:
     """One kind of load. `fresh`: needs a server that carried nothing before, as it measures memory.
 
     `full` and `quick` are the keyword arguments of the function of this name in `load`, for either size of
-    run; `once` workloads run in the first repetition only, as what they measure hardly varies.
+    run; `once` workloads run in the first repetition only, as what they measure hardly varies. `nodes`: for
+    contestants of this many server processes, and for those named in `beside`.
     """
 
     name: str
@@ -21,6 +22,8 @@ class Workload:
     quick: dict[str, Any]
     fresh: bool = False
     once: bool = False
+    nodes: int = 1
+    beside: tuple[str, ...] = ()
 
 
 WORKLOADS = (
@@ -51,6 +54,27 @@ WORKLOADS = (
         fresh=True,
         once=True,
     ),
+    Workload(
+        "nodes-small", "128 B frames, one pair across two nodes", {"seconds": 3.0}, {"seconds": 1.0}, nodes=2
+    ),
+    Workload(
+        "nodes-large", "64 KiB frames, one pair across two nodes", {"seconds": 3.0}, {"seconds": 2.0}, nodes=2
+    ),
+    Workload(
+        "nodes-rtt",
+        "128 B back and forth, one pair across two nodes",
+        {"seconds": 3.0},
+        {"seconds": 1.0},
+        nodes=2,
+    ),
+    Workload(
+        "nodes-same",
+        "128 B frames, one pair on one node, with Redis and without",
+        {"seconds": 3.0},
+        {"seconds": 2.0},
+        nodes=2,
+        beside=("relay-daphne",),
+    ),
 )
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
 
@@ -70,6 +94,13 @@ class Target:
     """Set for a TCP proxy: the far leg is a server in the load generator, listening here."""
     window_frames: int = 1_000_000
     """Most frames on the way per direction, for a relay that loses what comes faster."""
+    may_lose: bool = False
+    """Frames that never arrive are counted, where they would otherwise fail the job."""
+    broker_port: int | None = None
+    """Where Valkey listens, to ask which commands it was sent."""
+    far_port: int | None = None
+    """The second node's: the far leg goes there."""
+    far_pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,12 +59,15 @@ def _die_with_parent() -> None:
 
 
 class Server:
-    """A contestant's process, in a session of its own, so that Ctrl-C reaches only us and we end it by id."""
+    """A contestant's processes, one per node, with the broker they share.
+
+    Each in a session of its own, so that Ctrl-C reaches only us and we end it by id.
+    """
 
     def __init__(self, contestant: Contestant) -> None:
         self.contestant = contestant
         self._folder = Path(tempfile.mkdtemp(prefix="lem-bench-"))
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._broker: ValkeyServer | None = None
         try:
             self.target = self._start()
@@ -80,89 +83,108 @@ class Server:
             self._broker.start()
             broker_pid = next(c.pid for c in psutil.Process().children() if c.pid not in known)
             redis_url = f"redis://127.0.0.1:{self._broker.port}/0"
-        place = Place(free_port(), free_port(), self._folder, redis_url)
-        launch = contestant.launch(place)
+        places = [Place(free_port(), free_port(), self._folder, redis_url) for _ in range(contestant.nodes)]
+        for place in places:
+            self._start_node(place)
+        for process, place in zip(self._processes, places, strict=True):
+            self._wait_until_listening(process, place.port)
+        second = contestant.nodes > 1
+        return Target(
+            port=places[0].port,
+            pid=self._processes[0].pid,
+            broker_pid=broker_pid,
+            token_key=contestant.token_key,
+            backend_port=places[0].backend_port if contestant.proxies else None,
+            window_frames=contestant.window_frames,
+            may_lose=contestant.may_lose,
+            broker_port=self._broker.port if self._broker else None,
+            far_port=places[1].port if second else None,
+            far_pid=self._processes[1].pid if second else None,
+        )
+
+    def _start_node(self, place: Place) -> None:
+        launch = self.contestant.launch(place)
         env = environment(launch)
-        for command in launch.before:
+        for command in () if self._processes else launch.before:
             done = subprocess.run(
                 command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False
             )
             if done.returncode:
                 raise Unavailable(f"{' '.join(command[1:3])} failed: {_last_line(done.stderr)}")
-        with (self._folder / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                launch.argv,
-                cwd=ROOT,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
+        with self._log(len(self._processes)).open("wb") as log:
+            self._processes.append(
+                subprocess.Popen(
+                    launch.argv,
+                    cwd=ROOT,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent,
+                )
             )
-        self._wait_until_listening(place.port)
-        return Target(
-            port=place.port,
-            pid=self._process.pid,
-            broker_pid=broker_pid,
-            token_key=contestant.token_key,
-            backend_port=place.backend_port if contestant.proxies else None,
-            window_frames=contestant.window_frames,
-        )
 
-    def _wait_until_listening(self, port: int) -> None:
-        assert self._process is not None
+    def _log(self, node: int) -> Path:
+        return self._folder / f"log-{node}"
+
+    def _wait_until_listening(self, process: subprocess.Popen[bytes], port: int) -> None:
         give_up_at = time.monotonic() + START_SECONDS
         while time.monotonic() < give_up_at:
-            if self._process.poll() is not None:
-                raise Unavailable(
-                    f"did not start (exit code {self._process.returncode}): {self.last_words()}"
-                )
+            if process.poll() is not None:
+                raise Unavailable(f"did not start (exit code {process.returncode}): {self.last_words()}")
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 return
             time.sleep(0.02)
         raise Unavailable(f"does not listen after {START_SECONDS:.0f} s: {self.last_words()}")
 
     def alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process is not None and self._process.poll() is None
+        """Whether all its processes run."""
+        return bool(self._processes) and all(process.poll() is None for process in self._processes)
 
     def last_words(self) -> str:
-        """The last line of its log."""
+        """The last line of its log: that of a process that has ended, if there is one."""
+        ended = [number for number, process in enumerate(self._processes) if process.poll() is not None]
         with contextlib.suppress(OSError):
-            return _last_line((self._folder / "log").read_text(errors="replace"))
+            return _last_line(self._log(ended[0] if ended else 0).read_text(errors="replace"))
         return ""
 
     def rest(self) -> None:
-        """Stop it in its tracks until `wake`: some servers poll when idle, and would take the others' CPU."""
-        self._signal(signal.SIGSTOP)
+        """Stop it in its tracks until `wake`: some servers poll when idle, and would take the others' CPU.
+
+        Not where there are several nodes: one that stands still for long counts as dead to the others.
+        """
+        if self.contestant.nodes == 1:
+            self._signal(signal.SIGSTOP)
 
     def wake(self) -> None:
         """Let it go on."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self.alive():
-            for pid in ProcessTree(self._process.pid).pids():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        for process in self._processes:
+            if process.poll() is None:
+                for pid in ProcessTree(process.pid).pids():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
 
     def stop(self) -> None:
-        """End the process, those it started, and its broker; by their ids, and only these."""
+        """End the processes, those they started, and their broker; by their ids, and only these."""
         self.wake()
-        if self._process is not None:
-            started = []
+        started = []
+        for process in self._processes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                started = psutil.Process(self._process.pid).children(recursive=True)
-            self._process.terminate()
+                started += psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+        for process in self._processes:
             try:
-                self._process.wait(5)
+                process.wait(5)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait(5)
-            for child in started:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
+                process.kill()
+                process.wait(5)
+        for child in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         if self._broker is not None:
             self._broker.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -222,6 +244,10 @@ class Run:
     seconds: float | None = None
     """In place of each workload's own duration."""
 
+    def taking_part(self, workload: Workload) -> list[Contestant]:
+        """The contestants that this workload is for."""
+        return [c for c in self.contestants if c.nodes == workload.nodes or c.name in workload.beside]
+
     def options(self, workload: Workload) -> dict[str, Any]:
         """The workload's options in this run."""
         options = dict(workload.quick if self.quick else workload.full)
@@ -237,7 +263,11 @@ def run(plan: Run, tell: Callable[[str], None]) -> Results:
     time, so that neither a warm nor a slow minute of the machine favours anyone. Servers stay up through a
     repetition, idle while it is not their turn; those that measure memory are started afresh.
     """
-    results: Results = {w.name: {c.name: Cell() for c in plan.contestants} for w in plan.workloads}
+    results: Results = {
+        w.name: {c.name: Cell() for c in taking_part}
+        for w in plan.workloads
+        if (taking_part := plan.taking_part(w))
+    }
     generator = LoadGenerator()
     servers: dict[str, Server] = {}
     unavailable: dict[str, str] = {}
@@ -245,11 +275,12 @@ def run(plan: Run, tell: Callable[[str], None]) -> Results:
     try:
         for repetition in range(plan.repetitions):
             for workload in plan.workloads:
-                if workload.once and repetition:
+                taking_part = plan.taking_part(workload)
+                if not taking_part or (workload.once and repetition):
                     continue
                 turn += 1
-                shift = turn % len(plan.contestants)
-                for contestant in [*plan.contestants[shift:], *plan.contestants[:shift]]:
+                shift = turn % len(taking_part)
+                for contestant in [*taking_part[shift:], *taking_part[:shift]]:
                     cell = results[workload.name][contestant.name]
                     if workload.fresh and contestant.name in servers:
                         servers.pop(contestant.name).stop()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -195,3 +196,49 @@ def test_a_failed_contestant_is_shown_with_its_reason() -> None:
     text = report.markdown(results, about)
     assert "| ws | FAILED" in text
     assert "3 of 4 frames arrived" in text
+
+
+def test_only_contestants_of_two_nodes_take_part_across_nodes() -> None:
+    everyone = Run(list(BY_NAME.values()), plan.WORKLOADS, True, 1)
+    names = {c.name for c in everyone.taking_part(plan.BY_NAME["nodes-small"])}
+    assert names == {"nodes-relay", "nodes-tutorial-redis", "nodes-tutorial-redis-core"}
+    assert names.isdisjoint(c.name for c in everyone.taking_part(plan.BY_NAME["small"]))
+    assert "relay-daphne" in {c.name for c in everyone.taking_part(plan.BY_NAME["nodes-same"])}
+    assert _short(["picows"], ["nodes-rtt"]) == {}
+
+
+def test_two_nodes_are_measured_with_what_they_ask_of_their_broker() -> None:
+    results = _short(["nodes-relay"], ["nodes-small", "nodes-rtt", "nodes-same"])
+    assert all(not cells["nodes-relay"].failures for cells in results.values()), results
+    (across,) = results["nodes-small"]["nodes-relay"].runs
+    (same,) = results["nodes-same"]["nodes-relay"].runs
+    assert across is not None
+    assert same is not None
+    assert across["commands"] > 0
+    assert across["lost"] == 0
+    assert across["near_cpu_seconds"] > 0
+    assert across["far_cpu_seconds"] > 0
+    assert same["far_cpu_seconds"] == 0
+
+
+def test_losses_are_counted_where_they_are_expected() -> None:
+    def launch(place: Place) -> Launch:
+        return Launch([sys.executable, "-c", LOSSY, str(place.port)])
+
+    work = replace(plan.BY_NAME["nodes-small"], nodes=1)
+    lossy = Contestant("lossy", "drops one frame", launch, may_lose=True)
+    cell = run(Run([lossy], [work], True, 1, seconds=0.2), lambda _: None)["nodes-small"]["lossy"]
+    assert cell.failures == []
+    (figures,) = cell.runs
+    assert figures is not None
+    assert 0 < figures["lost"] < 0.01
+
+
+@pytest.mark.parametrize(("ours", "met"), [(20_000.0, True), (19_999.0, False)])
+def test_a_goal_across_nodes_is_met_only_by_its_ratio(ours: float, met: bool) -> None:
+    def cell(value: float) -> Cell:
+        return Cell(runs=[{"frames_per_s": value}])
+
+    results = {"nodes-small": {"nodes-relay": cell(ours), "nodes-tutorial-redis": cell(1000.0)}}
+    (verdict,) = [v for v in report.verdicts(results) if "20 times" in v.goal]
+    assert verdict.met is met

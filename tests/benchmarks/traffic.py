@@ -92,6 +92,11 @@ def trace_for(workload: str, window_frames: int) -> tuple[Trace, int]:
     few = max(1, window_frames // 2)
     if workload == "small":
         return make_trace([128] * 2048, 64 * KIB, few), 256 * KIB
+    # Across nodes the window is wide: the relay's own back-pressure is what limits it.
+    if workload == "nodes-small":
+        return make_trace([128] * 8192, 64 * KIB, few), 2 * MIB
+    if workload == "nodes-large":
+        return make_trace([64 * KIB] * 128, 64 * KIB), 16 * MIB
     if workload == "pairs":
         return make_trace([128] * 512, 2 * KIB, few), 8 * KIB
     if workload == "large":

@@ -52,3 +52,8 @@ def test_a_long_text_is_cut_between_characters():
     cut = clip("ü" * 100)
     assert cut == "ü" * 61
     assert len(cut.encode()) <= MAX_REASON_BYTES
+
+
+@pytest.mark.parametrize("close", [Close.by_peer(4001, "bye"), Close.because(CloseReason.STALLED)])
+def test_a_close_travels_to_another_node_and_stays_what_it_is(close):
+    assert Close.from_dict({**close.as_dict(), "and": "more"}) == close

@@ -258,7 +258,8 @@ async def test_who_comes_back_at_once_does_not_find_the_session_that_has_just_en
 
 
 async def test_the_keys_of_each_script_are_in_one_slot_of_a_cluster(session_id):
-    with ValkeyServer(port=free_port(), config={"cluster-enabled": "yes"}) as server:
+    ports = {"cluster-port": free_port()}  # else 10,000 above the other one, which may be too high
+    with ValkeyServer(port=free_port(), config={"cluster-enabled": "yes", **ports}) as server:
         url = f"redis://{server.host}:{server.port}/0"
         async with Redis.from_url(url, decode_responses=True) as redis:
             await redis.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
