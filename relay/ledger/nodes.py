@@ -87,15 +87,13 @@ def settle(using: str, *, lost_seconds: float) -> list[SessionRecord]:
 def settle_nodes(using: str, nodes: Collection[str]) -> list[SessionRecord]:
     """As `settle`, for nodes that are known to be dead, however fresh their heartbeats.
 
-    But for sessions with a leg on another node: that one has better figures, and closes them when it finds
-    out. `settle` comes to them if it doesn't.
+    But for sessions with a leg on another node, be it one that has left: that node has better figures, and
+    closes them when it finds out. `settle` comes to them if it doesn't.
     """
     if not nodes:
         return []
     others = RelayNode.objects.using(using).exclude(node__in=nodes).values("node")
-    elsewhere = RelayLeg.objects.using(using).filter(
-        session=OuterRef("pk"), left_at__isnull=True, node__in=others
-    )
+    elsewhere = RelayLeg.objects.using(using).filter(session=OuterRef("pk"), node__in=others)
     return _close(using, Q(node__in=nodes), but=Exists(elsewhere))
 
 

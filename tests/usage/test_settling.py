@@ -207,17 +207,18 @@ def test_a_node_of_this_host_whose_process_is_gone_is_dead_at_once(clock: Clock,
     assert len(lines) == 1
 
 
-def test_a_session_with_a_leg_on_a_living_node_is_left_to_that_one_at_first(clock: Clock) -> None:
+@pytest.mark.parametrize("left", [True, False])
+def test_a_session_with_a_leg_on_a_living_node_is_left_to_that_one_at_first(clock: Clock, left: bool) -> None:
     gone = f"host:{dead_process()}:1"
     beat(gone, place=nodes.this_place())
     beat(ALIVE)
-    rows.write([live(1, node=gone, legs=(leg(11, node=gone), leg(12, node=ALIVE, role="server")))], "default")
+    there = leg(12, node=ALIVE, role="server", left_at=START if left else None)
+    rows.write([live(1, node=gone, legs=(leg(11, node=gone), there))], "default")
     left_open(2, gone)
     for _ in range(10):
         clock.go_on(10)
     assert (reasons()["session-1"], reasons()["session-2"]) == ("", "node_lost")
     assert not RelayLeg.objects.filter(node=gone, left_at__isnull=True).exists()
-    assert RelayLeg.objects.get(node=ALIVE).left_at is None
     beat(gone, LOST_SECONDS + 1)
     clock.go_on(10)
     assert reasons()["session-1"] == "node_lost"
