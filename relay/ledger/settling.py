@@ -10,6 +10,7 @@ from django.db import DEFAULT_DB_ALIAS
 from relay.ledger import nodes, replay
 from relay.ledger.lines import LinePrinter
 from relay.ledger.records import SessionRecord
+from relay.ledger.spool import node_of
 
 
 @dataclass(slots=True)
@@ -38,17 +39,19 @@ def settle(
     changes nothing when it's done twice. Prints the lines that are due. Raises what the database raises, and
     `OSError` for a spool that can't be read.
     """
-    done, lines = Done(), LinePrinter()
+    done, lines, dead = Done(), LinePrinter(), set()
     for path in replay.abandoned_in(spool_dir) if spool_dir is not None else ():
         with replay.taken_over(path) as entries:
             if entries is None:
                 done.in_use += 1
                 continue
             done.spools += 1
+            dead.add(node_of(path))
             for batch in replay.batches(entries):
                 _print(lines, replay.write(batch, using))
                 done.replayed += len(batch)
-    settled = nodes.settle_nodes(using, nodes.gone_from(nodes.this_place(), using))
+    dead.update(nodes.gone_from(nodes.this_place(), using))
+    settled = nodes.settle_nodes(using, dead)
     _print(lines, settled)
     done.closed += len(settled)
     if nodes.some_silent(using, lost_seconds=lost_seconds):

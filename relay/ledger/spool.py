@@ -201,6 +201,11 @@ class Spool:
         self.size = self._compacted_size = size
 
 
+def node_of(path: Path) -> str:
+    """The name of the process whose spool this is."""
+    return path.name.removesuffix(SUFFIX).rpartition(":")[0]
+
+
 def merge_entries(older: Entry, newer: Entry) -> Entry:
     """What is known of a session after `newer` came on top of `older`."""
     return Entry(merge(older.record, newer.record), older.line_due or newer.line_due)

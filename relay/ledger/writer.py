@@ -17,7 +17,7 @@ from relay.ledger import nodes, replay
 from relay.ledger.deadline import Deadline
 from relay.ledger.lines import LinePrinter
 from relay.ledger.records import SessionRecord, merge
-from relay.ledger.spool import Entry, Spool
+from relay.ledger.spool import Entry, Spool, node_of
 
 FIRST_RETRY_SECONDS = 0.1
 """Pause after the first failure, doubled with each further one: a dropped connection costs next to none."""
@@ -356,17 +356,19 @@ class Ledger:
 
     def _look_after_the_dead(self) -> None:
         """Replay the spools and close the sessions of nodes that are no more."""
+        dead = set()
         if self._spool is not None:
             for path in replay.abandoned_in(self._spool.folder, but=self._spool.path):
                 try:
                     with replay.taken_over(path) as entries:
-                        self._write_entries(entries or ())
+                        if entries is not None:
+                            self._write_entries(entries)
+                            dead.add(node_of(path))
                 except OSError as error:
                     log.warning("the spool %s of another process can't be read: %s", path, error.strerror)
         with self._deadline:
-            settled = nodes.settle_nodes(
-                self._using, nodes.gone_from(self._place, self._using, but=self._node)
-            )
+            dead.update(nodes.gone_from(self._place, self._using, but=self._node))
+            settled = nodes.settle_nodes(self._using, dead - {self._node})
         lost_seconds = self._settings.node_lost_seconds
         if self._beaten_at - self._beating_since > lost_seconds:
             with self._deadline:
