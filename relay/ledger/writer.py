@@ -45,13 +45,17 @@ class Ledger:
     is none or it can't be written; it is tried again with growing pauses, and all is written in order when
     it is back; one warning says so, and one line when it is over. A database that takes longer than
     `RELAY_LEDGER_WRITE_SECONDS` is away. A single record that the database refuses is reported with its
-    content and left out, so that it can't hold up the others. The `session_closed` line (see `lines`) waits
-    for neither.
+    content and left out, so that it can't hold up the others.
+
+    The `session_closed` line (see `lines`) is printed when the end is safe in the database or the spool: were
+    the process killed in between, the session would be closed again, as `node_lost` and with another line.
+    Where neither can be written it's printed all the same, and at once where there is no spool.
 
     With a name of its `node`, the writer leaves a heartbeat at each checkpoint, and then looks after what
     dead nodes left: their spools on this host, and their live rows (see `nodes`). The other way round, a node
     that was cut off from the database for `RELAY_NODE_LOST_SECONDS` is dead for the others: a session that
     was live then has its line printed only when the database has said that nobody else has closed it.
+    Without that, a line that waits in the spool is printed by who replays it.
 
     The thread starts with `start` or the first record and ends in `close`, or at the exit of the process,
     which waits `RELAY_LEDGER_EXIT_SECONDS` for it at most.
@@ -90,7 +94,7 @@ class Ledger:
         self._stopping = False
         self._giving_up = False
         self._flushing = False
-        self._lines_due: set[UUID] = set()  # closed, and perhaps by another node
+        self._lines_due: set[UUID] = set()  # closed, and not printed yet
 
         # Of the writer thread alone; what others read is replaced, never changed:
         self._batch: dict[UUID, SessionRecord] = {}
@@ -129,11 +133,11 @@ class Ledger:
         with self._changed:
             self._waiting[record.session_uuid] = merge(self._waiting.get(record.session_uuid), record)
             self._recorded += 1
-            suspect = record.closed and record.started_at <= self._suspect()
-            if suspect:
+            wait = record.closed and (self._spool is not None or self._is_suspect(record))
+            if wait:
                 self._lines_due.add(record.session_uuid)
             self._start()
-        if record.closed and not suspect:
+        if record.closed and not wait:
             self._lines.put(record)
 
     @property
@@ -182,6 +186,8 @@ class Ledger:
         atexit.unregister(self._close_at_exit)
         if thread is not None:
             thread.join(max(0.0, deadline - self._clock()))
+        if self.unwritten:
+            self._save_what_waits()
         self._lines.close(max(0.0, deadline - self._clock()))
         if missing := self.unwritten:
             log.error(
@@ -198,10 +204,29 @@ class Ledger:
     def _close_at_exit(self) -> None:
         self.close(self._exit_seconds)
 
-    def _suspect(self) -> datetime:
-        """Another node may have closed a session that began before this moment."""
+    def _is_suspect(self, record: SessionRecord) -> bool:
+        """Whether another node may have closed the session: this one was cut off while it was live."""
         cut_off = self._clock() - self._beaten_at > self._settings.node_lost_seconds
-        return self._wrote_at if self._node and cut_off else self._suspect_until
+        return record.started_at <= (self._wrote_at if self._node and cut_off else self._suspect_until)
+
+    def _save_what_waits(self) -> None:
+        """At the end, when the writer hangs in the database: what it still has goes to a spool of its own."""
+        with self._changed:
+            records = dict(self._batch)
+            for uuid, record in self._waiting.items():
+                records[uuid] = merge(records.get(uuid), record)
+            due = self._due_of(records)
+        if self._spool is not None:
+            spool = Spool(self._spool.folder, self._node or "ledger", self._settings.spool_bytes)
+            suspect = {uuid for uuid in due if self._is_suspect(records[uuid])}
+            with suppress(OSError):
+                kept = spool.append([Entry(record, uuid in suspect) for uuid, record in records.items()])
+                due -= suspect & kept
+                with self._changed:
+                    self._waiting = {u: r for u, r in self._waiting.items() if u not in kept}
+                    self._batch = {u: r for u, r in self._batch.items() if u not in kept}
+            spool.close()
+        self._print([records[uuid] for uuid in due])
 
     # From here on: the writer thread.
 
@@ -291,10 +316,14 @@ class Ledger:
         self._note_success()
         return True
 
+    def _due_of(self, records: dict[UUID, SessionRecord]) -> set[UUID]:
+        """Those whose lines are due. A session may have ended since its record was taken."""
+        with self._changed:
+            return {uuid for uuid, record in records.items() if record.closed and uuid in self._lines_due}
+
     def _entries(self) -> list[Entry]:
         """What is to be written, with what is due of it."""
-        with self._changed:
-            due = self._lines_due & self._batch.keys()
+        due = self._due_of(self._batch)
         return [Entry(record, uuid in due) for uuid, record in self._batch.items()]
 
     def _write_entries(self, entries: Iterable[Entry]) -> None:
@@ -303,6 +332,8 @@ class Ledger:
             with self._deadline:
                 to_print = replay.write(batch, self._using)
             self._print(to_print)
+            with self._changed:
+                self._lines_due.difference_update(e.record.session_uuid for e in batch if e.line_due)
             self._wrote_at = datetime.now(UTC)
 
     def _print(self, records: Collection[SessionRecord]) -> None:
@@ -315,27 +346,27 @@ class Ledger:
         """Get what can't be written now onto the disk and out of memory."""
         if self._spool is None or not self._batch:
             return
-        entries = self._entries()
+        records, due = self._batch, self._due_of(self._batch)
+        suspect = {uuid for uuid in due if self._is_suspect(records[uuid])}
         try:
-            kept = self._spool.append(entries)
-            error = "" if len(kept) == len(entries) else "it is full"
+            kept = self._spool.append([Entry(record, uuid in suspect) for uuid, record in records.items()])
+            error = "" if len(kept) == len(records) else "it is full"
         except OSError as failed:
             kept, error = set(), failed.strerror or type(failed).__name__
-        self._batch = {uuid: record for uuid, record in self._batch.items() if uuid not in kept}
+        self._batch = {uuid: record for uuid, record in records.items() if uuid not in kept}
         with self._changed:
-            self._lines_due -= kept
+            self._lines_due -= due & kept
+        # Where something is not kept, nothing but its line would be left if the process were killed.
+        self._print([records[uuid] for uuid in due - (suspect & kept)])
         self._spool_error = error
-        if error:
-            # Nothing but the line would be left of a session if the process were killed.
-            self._print([entry.record for entry in entries if entry.line_due and entry.record.closed])
-            if self._clock() - self._spool_warned_at >= WARNING_SECONDS:
-                self._spool_warned_at = self._clock()
-                log.error(
-                    "the spool %s can't be written (%s): %d usage records wait in memory",
-                    self._spool.path,
-                    error,
-                    len(self._batch),
-                )
+        if error and self._clock() - self._spool_warned_at >= WARNING_SECONDS:
+            self._spool_warned_at = self._clock()
+            log.error(
+                "the spool %s can't be written (%s): %d usage records wait in memory",
+                self._spool.path,
+                error,
+                len(self._batch),
+            )
 
     # Heartbeats, and who has none any more
 
