@@ -11,7 +11,7 @@ SIZE = 256 * 1024 * 1024
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("path", list(COMMANDS), indirect=True)  # across nodes: tests/nodes/test_transfer.py
+@pytest.mark.parametrize("relay_path", list(COMMANDS), indirect=True)  # across nodes: tests/nodes
 async def test_256_mib_cross_both_ways_at_once_unaltered(relay, session_id):
     async with pair(relay, session_id) as (client, server):
         async with Transfer(client, server, SIZE, relay.max_message_bytes) as transfer:

@@ -21,6 +21,8 @@ OURS_ON_NODES = "nodes-relay"
 CORE, PUBSUB = "nodes-tutorial-redis-core", "nodes-tutorial-redis"
 ENOUGH_CYCLES = 4000
 """Fewer connects and disconnects show caches and the collector filling up rather than a leak."""
+ENOUGH_ROUNDS = 5
+"""On a shared machine a figure differs by a third from round to round: fewer can't tell what is noise."""
 FRAME_COMMANDS = 5
 """A node's own commands come in bursts, a second apart, of which a short run has one more or less."""
 Format = Callable[[float], str]
@@ -271,6 +273,9 @@ def verdicts(results: Results) -> list[Verdict]:
         "on one node with Redis, CPU per frame: that without Redis, within noise (at most 1.15 times)",
         OURS_ON_NODES,
     )
+    rounds = len(_present(results.get("nodes-same", {}).get(OURS_ON_NODES, Cell()), "cpu_us_per_frame"))
+    if 0 < rounds < ENOUGH_ROUNDS:
+        found[-1] = replace(found[-1], measured=f"{found[-1].measured} over only {rounds}", met=None)
     return found
 
 

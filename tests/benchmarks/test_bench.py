@@ -242,3 +242,14 @@ def test_a_goal_across_nodes_is_met_only_by_its_ratio(ours: float, met: bool) ->
     results = {"nodes-small": {"nodes-relay": cell(ours), "nodes-tutorial-redis": cell(1000.0)}}
     (verdict,) = [v for v in report.verdicts(results) if "20 times" in v.goal]
     assert verdict.met is met
+
+
+@pytest.mark.parametrize(("rounds", "met"), [(1, None), (5, True)])
+def test_what_is_within_noise_takes_several_rounds_to_tell(rounds: int, met: bool | None) -> None:
+    cell = Cell(runs=[{"cpu_us_per_frame": 0.4}] * rounds)
+    (verdict,) = [
+        v
+        for v in report.verdicts({"nodes-same": {"nodes-relay": cell, "relay-daphne": cell}})
+        if "within noise" in v.goal
+    ]
+    assert verdict.met is met
