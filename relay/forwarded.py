@@ -61,15 +61,19 @@ def _addresses_from_the_right(headers: list[tuple[bytes, bytes]]) -> Iterator[IP
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """`text` as an address; a port, which some balancers add, is left out (RFC 7239 section 6)."""
+    """`text` as an address; a port, which some balancers add, is left out (RFC 7239 section 6).
+
+    A mapped one (RFC 4291 section 2.5.5.2) is that of IPv4: so a peer looks to a socket that serves both.
+    """
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        return ip_address(text)
+        address = ip_address(text)
     except ValueError:
         return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 @lru_cache(maxsize=1024)

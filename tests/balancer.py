@@ -1,8 +1,10 @@
 """Balancers for tests and for `make cluster`, from the files in lemcloud/balancers: Caddy from its wheel,
 HAProxy and nginx from Debian's packages with ports and nodes of the test's own put in."""
 
+import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -38,18 +40,23 @@ class Balancer:
     def http_url(self) -> str:
         return f"{'https' if self.tls else 'http'}://localhost:{self.port}"
 
-    def start(self) -> None:
-        """Start it and wait until a node is ready behind it."""
+    def start(self, with_nodes: bool = True) -> None:
+        """Start it and wait until a node is ready behind it, or only until it listens where there is none."""
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self.command, cwd=self.folder, env=self.environ, stdout=log, stderr=log,
                 start_new_session=True,  # Ctrl-C is for whoever started it, who then stops it in order
             )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
-        while not self._is_ready():
+        while not (self._is_ready() if with_nodes else self._listens()):
             assert self._process.poll() is None, self.output()
             assert time.monotonic() < deadline, self.output()
             time.sleep(0.05)
+
+    def _listens(self) -> bool:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("localhost", self.port)):
+            return True
+        return False
 
     def _is_ready(self) -> bool:
         try:
@@ -109,7 +116,8 @@ class HAProxy(Balancer):
         text = replaced(text, r":443 ssl crt \S+", f"127.0.0.1:{self.port}")
         text = replaced(text, r"maxconn \d+", "maxconn 2000")  # what a test may open
         for number, node in enumerate(nodes, 1):
-            text = replaced(text, rf"server node{number} \S+", f"server node{number} {node}")
+            for name in ("node", "any"):
+                text = replaced(text, rf"server {name}{number} \S+", f"server {name}{number} {node}")
         config = self.folder / "haproxy.cfg"
         config.write_text(text, encoding="utf-8")
         self.command = ["/usr/sbin/haproxy", "-db", "-f", config]
@@ -130,8 +138,10 @@ class Nginx(Balancer):
             text = replaced(text, rf"server 127\.0\.0\.1:800{number} ", f"server {node} ")
         config = self.folder / "nginx.conf"
         config.write_text(f"pid {self.folder}/nginx.pid;\n{text}", encoding="utf-8")
-        options = f"daemon off; error_log {self.folder}/log;"
-        self.command = ["/usr/sbin/nginx", "-p", self.folder, "-c", config, "-g", options]
+        self.command = [
+            *("/usr/sbin/nginx", "-p", self.folder, "-c", config),
+            *("-e", "stderr", "-g", "daemon off;"),
+        ]
 
 
 def replaced(text: str, pattern: str, new: str) -> str:

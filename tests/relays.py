@@ -30,6 +30,7 @@ COMMANDS = {
         "--ws-per-message-deflate", "false",
         # Deflate would hide back-pressure; see the README on uvicorn.
         "--timeout-graceful-shutdown", "10",
+        "--no-proxy-headers",  # else it believes anyone on this machine, whatever RELAY_TRUSTED_PROXIES says
         "--no-access-log", "lemcloud.asgi:application",
     ],
 }  # fmt: skip

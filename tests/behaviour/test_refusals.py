@@ -38,7 +38,7 @@ BAD_TOKENS = {
     "altered claims": (altered(), 4401, "not valid"),
     "expired": (token(exp=int(time.time()) - 1), 4401, "expired"),
     "no expiry": (token(exp=None), 4401, "exp"),
-    "not yet valid": (token(nbf=int(time.time()) + 600), 4401, "not valid"),
+    "not yet valid": (token(nbf=int(time.time()) + 43_200), 4401, "not valid"),
     "infinite expiry": (token(exp=float("inf")), 4401, "not valid"),
     "refresh token": (token(token_type="refresh"), 4401, "access"),
     "subject with NUL": (token(sub="a\x00b"), 4401, "sub"),

@@ -305,7 +305,8 @@ def markdown(results: Results, about: dict[str, Any]) -> str:
         "Medians; +- is (max - min) / median; 'to ours' is the median of the ratios within each repetition. "
         "CPU is user and system time of the server process and its children, without the broker's. "
         "All frames are counted, and compared with what was sent: each large one of four, each small one of "
-        "16. The sender keeps 256 KiB on the way (2 MiB of 64 KiB frames, 8 MiB of 1 MiB ones, 8 KiB in "
+        "16; across nodes each one of 16 of ours, and all of the tutorial's. "
+        "The sender keeps 256 KiB on the way (2 MiB of 64 KiB frames, 8 MiB of 1 MiB ones, 8 KiB in "
         f"each of 200 pairs), but {TUTORIAL_WINDOW} frames through the tutorial's layers, which drop "
         "beyond 100. Across two nodes it is 2 MiB (16 MiB of 64 KiB frames), so that the relay itself holds "
         f"it back, or {TUTORIAL_NODES_WINDOW} frames through the tutorial's, whose losses are counted.",

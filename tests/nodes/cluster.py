@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import itertools
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -101,15 +100,7 @@ class Cluster:
         """The JSON lines of this event on any node's stdout."""
         return [line for node in self._all for line in node.lines(event)]
 
-    async def session_closed(self, session_id: str, seen: set[str] = frozenset()) -> dict[str, Any]:
-        """The `session_closed` line of `session_id` whose session is not in `seen`, when it's there."""
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            for line in self.lines("session_closed"):
-                if line["session_id"] == session_id and line["session_uuid"] not in seen:
-                    return line
-            await asyncio.sleep(0.02)
-        raise AssertionError(f"no session_closed line for {session_id}\n{self.output()}")
+    session_closed = Relay.session_closed
 
     # The books
 

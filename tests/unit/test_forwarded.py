@@ -60,6 +60,10 @@ async def test_a_trusted_balancer_tells_the_nearest_address_that_is_not_a_balanc
     assert (await seen((BALANCER, 1), *header, kind=kind))["client"][0] == client
 
 
+async def test_an_address_of_ipv4_is_the_same_on_a_socket_that_serves_both_versions():
+    assert (await seen(("::ffff:10.0.0.1", 1), "::ffff:203.0.113.7"))["client"] == ("203.0.113.7", 0)
+
+
 @pytest.mark.parametrize("peer", ["203.0.113.9", "2001:db8::9", "a host name"])
 async def test_from_anyone_else_the_headers_count_for_nothing(peer):
     scope = await seen((peer, 1), "198.51.100.1", proto="https")
