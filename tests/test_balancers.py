@@ -179,7 +179,7 @@ async def takes_connections(node: Relay) -> bool:
     """Whether it listens."""
     try:
         _, writer = await asyncio.open_connection(node.host, node.port)
-    except ConnectionRefusedError:
+    except ConnectionError:  # refused, or reset in the very moment in which it stops
         return False
     writer.close()
     return True
