@@ -15,6 +15,8 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 try:
     ENV = environment.read(os.environ, BASE_DIR)
     RELAY = from_environment(os.environ, known=environment.VARIABLES)
+    if not RELAY.spool_dir:
+        RELAY = RELAY.model_copy(update={"spool_dir": str(ENV.var_dir / "spool")})
 except SettingError as error:
     # One line instead of a traceback: whoever starts the relay has to see what to change.
     sys.exit(f"lem-relay: {error}")

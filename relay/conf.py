@@ -165,6 +165,14 @@ class RelaySettings(BaseModel):
         "262144: about six commands to Redis per MiB, beyond which larger ones gain little.",
     )
 
+    checkpoint_seconds: float = Field(
+        10,
+        ge=0.1,
+        le=3600,
+        alias="RELAY_CHECKPOINT_SECONDS",
+        description="Seconds between two records of a live session whose counts changed: what is missing at "
+        "most after a process was killed. 10: 10,000 sessions are 1,000 rows a second.",
+    )
     ledger_batch_seconds: float = Field(
         0.1,
         ge=0,
@@ -182,11 +190,51 @@ class RelaySettings(BaseModel):
         "left of the 10 s a container engine waits, after the sockets are closed.",
     )
 
+    ledger_write_seconds: float = Field(
+        5,
+        gt=0,
+        le=300,
+        alias="RELAY_LEDGER_WRITE_SECONDS",
+        description="Seconds that the database may take for one batch of usage records before it counts as "
+        "away and the records go to the spool. 5: many times what a thousand records take.",
+    )
+    spool_dir: str = Field(
+        "",
+        alias="RELAY_SPOOL_DIR",
+        description="Folder where usage records are kept while the database is away. Empty: `spool/` in "
+        "RELAY_VAR_DIR; in a project of your own without one they wait in memory.",
+    )
+    spool_bytes: int = Field(
+        256 * MIB,
+        ge=64 * KIB,
+        alias="RELAY_SPOOL_BYTES",
+        description="Most that one process keeps in its spool; what has no room waits in memory. 268435456: "
+        "about 200,000 ended sessions.",
+    )
+    node_lost_seconds: float = Field(
+        60,
+        gt=0,
+        alias="RELAY_NODE_LOST_SECONDS",
+        description="Seconds without a sign of life in the database after which a node's sessions are closed "
+        "as node_lost by another one. 60: six checkpoints. More than twice RELAY_LINK_SECONDS and "
+        "RELAY_CHECKPOINT_SECONDS: the other node of a session closes it sooner, with better figures.",
+    )
+
     @field_validator("trusted_proxies")
     @classmethod
     def _are_networks(cls, given: str) -> str:
         networks(given)
         return given
+
+    @model_validator(mode="after")
+    def _a_node_is_lost_late(self) -> "RelaySettings":
+        least = 2 * max(self.link_seconds, self.checkpoint_seconds)
+        if self.node_lost_seconds <= least:
+            raise SettingError(
+                f"RELAY_NODE_LOST_SECONDS: got {self.node_lost_seconds:g}; expected more than {least:g}, "
+                "which is twice the longer of RELAY_LINK_SECONDS and RELAY_CHECKPOINT_SECONDS"
+            )
+        return self
 
     @model_validator(mode="after")
     def _marks_are_in_order(self) -> "RelaySettings":

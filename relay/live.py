@@ -108,6 +108,7 @@ class LiveSession:
         "link",
         "meters",
         "node",
+        "noted",
         "owned",
         "paired_at",
         "session",
@@ -132,6 +133,8 @@ class LiveSession:
         # To the node of the peer, where that is another one.
         self.link: RemoteLink | None = None
         self.timer: asyncio.TimerHandle | None = None
+        # What was counted when it was last recorded.
+        self.noted: tuple[int, ...] = ()
         # By the role of each receiver for which data waits: how much it had taken when that was last seen
         # to grow, and when that was (seconds of the clock).
         self.waited: dict[Role, tuple[int, float]] = {}
@@ -141,6 +144,12 @@ class LiveSession:
         leg.live, leg.role = self, role
         self.legs[role] = leg
         self.accounts[role] = leg.grant.account_id
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """All its counters as they are."""
+        up, down = self.meters[Role.CLIENT], self.meters[Role.SERVER]
+        return up.frames, up.nbytes, down.frames, down.nbytes
 
     def record(self, now: float, closed: bool) -> SessionRecord:
         """Its record at `now` (seconds of its clock), of a session that is closed, or live so far."""

@@ -58,6 +58,9 @@ class RelaySession(models.Model):
             models.Index(fields=["started_at", "session_uuid"], name="relay_session_newest_first"),
             models.Index(fields=["reason", "started_at"], name="relay_session_reason"),
             models.Index(fields=["session_id", "started_at"], name="relay_session_by_id"),
+            models.Index(
+                fields=["node"], name="relay_session_live", condition=models.Q(timestamp__isnull=True)
+            ),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(
@@ -106,7 +109,24 @@ class RelayLeg(models.Model):
 
     class Meta:
         verbose_name = "leg"
-        indexes: ClassVar = [models.Index(fields=["subject"], name="relay_leg_subject")]
+        indexes: ClassVar = [
+            models.Index(fields=["subject"], name="relay_leg_subject"),
+            models.Index(fields=["node"], name="relay_leg_live", condition=models.Q(left_at__isnull=True)),
+        ]
 
     def __str__(self) -> str:
         return f"{self.role} {self.subject}".strip()
+
+
+class RelayNode(models.Model):
+    """A process that writes records, for as long as it has some that are live. See `relay.ledger.nodes`."""
+
+    node = models.CharField(primary_key=True, max_length=NAME_LENGTH, editable=False)
+    place = models.CharField(max_length=NAME_LENGTH, blank=True)
+    beat_at = models.DateTimeField("last heartbeat, by the clock of the database")
+
+    class Meta:
+        verbose_name = "node"
+
+    def __str__(self) -> str:
+        return self.node

@@ -21,6 +21,8 @@ async def failing() -> dict[str, str]:
     a backend that hangs is asked once.
     """
     found = {"node": "draining"} if sessions.of_this_process().draining else {}
+    if error := sessions.of_this_process().spool_error:
+        found["spool"] = error
     parts = {
         "database": _database,
         "channel layer": _channel_layer,

@@ -15,6 +15,7 @@ async def _drain(seconds: float) -> None:
     await sessions.of_this_process().drain(seconds)
 
 
+servers.on_start(sessions.of_this_process)  # what an earlier process left is looked after at once
 servers.on_drain(_drain)
 
 

@@ -4,16 +4,20 @@ import atexit
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
-from django.db import DEFAULT_DB_ALIAS, DataError, IntegrityError, close_old_connections, connections
+from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections
 
 from relay import conf
-from relay.ledger import rows
+from relay.ledger import nodes, replay
+from relay.ledger.deadline import Deadline
 from relay.ledger.lines import LinePrinter
 from relay.ledger.records import SessionRecord, merge
+from relay.ledger.spool import Entry, Spool, node_of
 
 FIRST_RETRY_SECONDS = 0.1
 """Pause after the first failure, doubled with each further one: a dropped connection costs next to none."""
@@ -25,8 +29,7 @@ nothing."""
 WARNING_SECONDS = 60.0
 """One warning a minute while the database is away: enough to see that it lasts, not enough to fill a log."""
 
-UNSTORABLE = (DataError, IntegrityError, ValueError, TypeError, OverflowError)
-"""Errors of a record rather than of the database: no later attempt would succeed."""
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 log = logging.getLogger("relay.ledger")
 
@@ -38,19 +41,32 @@ class Ledger:
     each session and upserts it in one transaction, through a connection of its own. What has ended stays as
     it was first written, whatever comes later, from whatever process.
 
-    The database may be away: records then wait in memory, one per session, are tried again with growing
-    pauses and written in order when it is back; one warning says so, and one line when it is over. A single
-    record that the database refuses is reported with its content and left out, so that it can't hold up the
-    others. The `session_closed` line (see `lines`) waits for neither.
+    The database may be away: records then go to the spool, or wait in memory, one per session, where there
+    is none or it can't be written; it is tried again with growing pauses, and all is written in order when
+    it is back; one warning says so, and one line when it is over. A database that takes longer than
+    `RELAY_LEDGER_WRITE_SECONDS` is away. A single record that the database refuses is reported with its
+    content and left out, so that it can't hold up the others.
 
-    The thread starts with the first record and ends in `close`, or at the exit of the process, which waits
-    `RELAY_LEDGER_EXIT_SECONDS` for it at most.
+    The `session_closed` line (see `lines`) is printed when the end is safe in the database or the spool: were
+    the process killed in between, the session would be closed again, as `node_lost` and with another line.
+    Where neither can be written it's printed all the same, and at once where there is no spool.
+
+    With a name of its `node`, the writer leaves a heartbeat at each checkpoint, and then looks after what
+    dead nodes left: their spools on this host, and their live rows (see `nodes`). The other way round, a node
+    that was cut off from the database for `RELAY_NODE_LOST_SECONDS` is dead for the others: a session that
+    was live then has its line printed only when the database has said that nobody else has closed it.
+    Without that, a line that waits in the spool is printed by who replays it.
+
+    The thread starts with `start` or the first record and ends in `close`, or at the exit of the process,
+    which waits `RELAY_LEDGER_EXIT_SECONDS` for it at most.
     """
 
     def __init__(
         self,
         using: str = DEFAULT_DB_ALIAS,
         *,
+        node: str = "",
+        spool_dir: Path | None = None,
         batch_seconds: float | None = None,
         exit_seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -58,14 +74,16 @@ class Ledger:
     ) -> None:
         """`batch_seconds` and `exit_seconds` are settings unless given. `clock` is monotonic, in seconds;
         `pause` waits that many seconds or less (a flush cuts it short)."""
-        settings = conf.current()
+        self._settings = settings = conf.current()
         self._using = using
+        self._node = node
         self._batch_seconds = settings.ledger_batch_seconds if batch_seconds is None else batch_seconds
         self._exit_seconds = settings.ledger_exit_seconds if exit_seconds is None else exit_seconds
         self._clock = clock
         self._pause = pause or self._wait
         self._hurry = threading.Event()
         self._lines = LinePrinter()
+        self._deadline = Deadline(using, settings.ledger_write_seconds)
 
         # Under this lock, which is only ever held for moments:
         self._changed = threading.Condition()
@@ -75,32 +93,68 @@ class Ledger:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._giving_up = False
+        self._flushing = False
+        self._lines_due: set[UUID] = set()  # closed, and not printed yet
 
-        # Replaced, never changed, by the writer thread alone:
+        # Of the writer thread alone; what others read is replaced, never changed:
         self._batch: dict[UUID, SessionRecord] = {}
+        self._taken = 0  # how many records it has taken out of those that wait
+        self._spool = (
+            Spool(spool_dir, node or "ledger", settings.spool_bytes) if spool_dir is not None else None
+        )
+        self._spool_error = ""
+        self._spool_warned_at = float("-inf")
         self._failures = 0
+        self._retry_at = 0.0
         self._away_since = 0.0
         self._warned_at = float("-inf")
+        self._place = nodes.this_place()
+        self._beat_due_at = clock() if node else float("inf")
+        self._beaten_at = float("-inf")  # when the last heartbeat that was written was begun
+        self._beating_since = float("-inf")  # since when there was none missing
+        self._wrote_at = LONG_AGO  # the wall clock when it last wrote
+        self._suspect_until = LONG_AGO  # sessions begun before may have been closed by another node
+
+    def start(self) -> None:
+        """Begin to look after what dead nodes left, and to replay spools, before the first record comes."""
+        with self._changed:
+            self._start()
+
+    def _start(self) -> None:
+        self._stopping = self._giving_up = False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="relay-ledger", daemon=True)
+            self._thread.start()
+            atexit.register(self._close_at_exit)
+        self._changed.notify_all()
 
     def record(self, record: SessionRecord) -> None:
         """Have `record` written as its session's newest state; never blocks. Any thread may call it."""
         with self._changed:
             self._waiting[record.session_uuid] = merge(self._waiting.get(record.session_uuid), record)
             self._recorded += 1
-            self._stopping = self._giving_up = False
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="relay-ledger", daemon=True)
-                self._thread.start()
-                atexit.register(self._close_at_exit)
-            self._changed.notify_all()
-        if record.closed:
+            wait = record.closed and (self._spool is not None or self._is_suspect(record))
+            if wait:
+                self._lines_due.add(record.session_uuid)
+            self._start()
+        if record.closed and not wait:
             self._lines.put(record)
 
     @property
     def unwritten(self) -> int:
-        """Sessions with something that is not in the database yet."""
+        """Sessions with something that is in neither the database nor the spool yet."""
         with self._changed:
             return len(self._waiting.keys() | self._batch.keys())
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Size of what is in the spool and not in the database."""
+        return self._spool.size if self._spool is not None else 0
+
+    @property
+    def spool_error(self) -> str:
+        """Why records wait in memory alone although there is a spool; empty where they don't."""
+        return self._spool_error
 
     def flush(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until all that was recorded before is written, rows and lines alike.
@@ -110,7 +164,9 @@ class Ledger:
         deadline = self._clock() + timeout
         with self._changed:
             upto = self._recorded
+            self._flushing = self._written < upto
             self._hurry.set()
+            self._changed.notify_all()
             written = self._changed.wait_for(lambda: self._written >= upto, timeout)
         return self._lines.flush(max(0.0, deadline - self._clock())) and written
 
@@ -130,78 +186,232 @@ class Ledger:
         atexit.unregister(self._close_at_exit)
         if thread is not None:
             thread.join(max(0.0, deadline - self._clock()))
+        if self.unwritten:
+            self._save_what_waits()
         self._lines.close(max(0.0, deadline - self._clock()))
         if missing := self.unwritten:
             log.error(
                 "the ledger stops with %d usage records not written: %s is away", missing, self._database()
+            )
+        elif self.spooled_bytes:
+            log.warning(
+                "%s is away: usage records are kept in %s and written at the next start",
+                self._database(),
+                self._spool.path if self._spool is not None else "",
             )
         return written
 
     def _close_at_exit(self) -> None:
         self.close(self._exit_seconds)
 
+    def _is_suspect(self, record: SessionRecord) -> bool:
+        """Whether another node may have closed the session: this one was cut off while it was live."""
+        cut_off = self._clock() - self._beaten_at > self._settings.node_lost_seconds
+        return record.started_at <= (self._wrote_at if self._node and cut_off else self._suspect_until)
+
+    def _save_what_waits(self) -> None:
+        """At the end, when the writer hangs in the database: what it still has goes to a spool of its own."""
+        with self._changed:
+            records = dict(self._batch)
+            for uuid, record in self._waiting.items():
+                records[uuid] = merge(records.get(uuid), record)
+            due = self._due_of(records)
+        if self._spool is not None:
+            spool = Spool(self._spool.folder, self._node or "ledger", self._settings.spool_bytes)
+            suspect = {uuid for uuid in due if self._is_suspect(records[uuid])}
+            with suppress(OSError):
+                kept = spool.append([Entry(record, uuid in suspect) for uuid, record in records.items()])
+                due -= suspect & kept
+                with self._changed:
+                    self._waiting = {u: r for u, r in self._waiting.items() if u not in kept}
+                    self._batch = {u: r for u, r in self._batch.items() if u not in kept}
+            spool.close()
+        self._print([records[uuid] for uuid in due])
+
     # From here on: the writer thread.
 
     def _run(self) -> None:
         try:
-            while self._there_is_work():
-                self._pause(self._retry_seconds() if self._failures else self._batch_seconds)
-                upto = self._take()
-                if self._attempt():
-                    with self._changed:
-                        self._batch = {}
-                        self._written = upto
-                        self._changed.notify_all()
+            while not self._ended():
+                while self._there_is_work():
+                    without_spool = self._failures and not self._spool_helps
+                    self._pause(self._retry_seconds() if without_spool else self._batch_seconds)
+                    self._take()
+                    if not self._is_time_to_try() and self._failures and self._spool_helps:
+                        self._put_into_spool()
+                    elif self._attempt():
+                        with self._changed:
+                            self._batch = {}
+                            self._written = self._taken
+                            self._changed.notify_all()
+                self._leave()
         finally:
             self._drop_connection()
 
-    def _there_is_work(self) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._batch or self._stopping)
-            if self._giving_up or not (self._waiting or self._batch):
-                self._thread = None  # under the lock: a record either sees this or was seen
-                return False
-            return True
+    @property
+    def _spool_helps(self) -> bool:
+        return self._spool is not None and not self._spool_error
 
-    def _take(self) -> int:
-        """Add what waits to what is still to be written; gives the number of records so far."""
+    def _is_time_to_try(self) -> bool:
+        with self._changed:
+            flushing, self._flushing = self._flushing, False
+        return flushing or self._clock() >= self._retry_at
+
+    def _there_is_work(self) -> bool:
+        """Wait for some; False when the thread is to end."""
+        with self._changed:
+            while not self._giving_up:
+                spooled = bool(self.spooled_bytes)
+                due_at = self._retry_at if self._failures else self._beat_due_at
+                if self._waiting or self._batch or (spooled and self._flushing):
+                    return True
+                if self._stopping and not spooled:
+                    return False
+                if self._clock() >= due_at:
+                    return True
+                self._changed.wait(min(due_at - self._clock(), threading.TIMEOUT_MAX))
+            return False
+
+    def _ended(self) -> bool:
+        with self._changed:
+            ended = self._giving_up or (self._stopping and not (self._waiting or self._batch))
+            if ended:
+                self._thread = None  # under the lock: a record either sees this or was seen
+            return ended
+
+    def _leave(self) -> None:
+        """All is written, and none of this node's sessions goes on: what is live of it is nobody's."""
+        if self._beating_since > float("-inf") and not self._giving_up:
+            self._beat_due_at = self._clock()  # should there be another record
+            with suppress(Exception), self._deadline:
+                nodes.leave(self._node, self._using)
+
+    def _take(self) -> None:
+        """Add what waits to what is still to be written."""
         with self._changed:
             news, self._waiting = self._waiting, {}
-            upto = self._recorded
+            self._taken = self._recorded
             failed, self._batch = self._batch, {**self._batch, **news}
         # Outside the lock, which the event loop takes too.
         both = {uuid: merge(failed[uuid], newer) for uuid, newer in news.items() if uuid in failed}
         self._batch = {**self._batch, **both}
-        return upto
 
     def _attempt(self) -> bool:
         try:
-            close_old_connections()
-            try:
-                rows.write(self._batch.values(), self._using)
-            except UNSTORABLE:
-                self._write_each()
+            with self._deadline:
+                close_old_connections()
+            upkeep = self._beat()
+            if self._spool is not None and self._spool.size:
+                self._write_entries(self._spool.entries())
+                self._spool.clear()
+            self._spool_error = ""
+            self._write_entries(self._entries())
+            if upkeep:
+                self._look_after_the_dead()
         except Exception as error:  # noqa: BLE001 - a writer that ends on a surprise would lose all that comes
             self._drop_connection()
             self._note_failure(error)
+            self._put_into_spool()
             return False
         self._note_success()
         return True
 
-    def _write_each(self) -> None:
-        """One by one, so that a record that can't be stored stands in nobody's way."""
-        for record in list(self._batch.values()):
-            try:
-                rows.write([record], self._using)
-            except UNSTORABLE as error:
-                log.error(
-                    "a usage record can't be stored and is left out (%s): %s", _first_line(error), record
-                )
-                self._batch = {uuid: kept for uuid, kept in self._batch.items() if kept is not record}
+    def _due_of(self, records: dict[UUID, SessionRecord]) -> set[UUID]:
+        """Those whose lines are due. A session may have ended since its record was taken."""
+        with self._changed:
+            return {uuid for uuid, record in records.items() if record.closed and uuid in self._lines_due}
+
+    def _entries(self) -> list[Entry]:
+        """What is to be written, with what is due of it."""
+        due = self._due_of(self._batch)
+        return [Entry(record, uuid in due) for uuid, record in self._batch.items()]
+
+    def _write_entries(self, entries: Iterable[Entry]) -> None:
+        for batch in replay.batches(entries):
+            self._beat()  # writing all of a large spool may take long
+            with self._deadline:
+                to_print = replay.write(batch, self._using)
+            self._print(to_print)
+            with self._changed:
+                self._lines_due.difference_update(e.record.session_uuid for e in batch if e.line_due)
+            self._wrote_at = datetime.now(UTC)
+
+    def _print(self, records: Collection[SessionRecord]) -> None:
+        for record in records:
+            self._lines.put(record)
+        with self._changed:
+            self._lines_due.difference_update(record.session_uuid for record in records)
+
+    def _put_into_spool(self) -> None:
+        """Get what can't be written now onto the disk and out of memory."""
+        if self._spool is None or not self._batch:
+            return
+        records, due = self._batch, self._due_of(self._batch)
+        suspect = {uuid for uuid in due if self._is_suspect(records[uuid])}
+        try:
+            kept = self._spool.append([Entry(record, uuid in suspect) for uuid, record in records.items()])
+            error = "" if len(kept) == len(records) else "it is full"
+        except OSError as failed:
+            kept, error = set(), failed.strerror or type(failed).__name__
+        self._batch = {uuid: record for uuid, record in records.items() if uuid not in kept}
+        with self._changed:
+            self._lines_due -= due & kept
+        # Where something is not kept, nothing but its line would be left if the process were killed.
+        self._print([records[uuid] for uuid in due - (suspect & kept)])
+        self._spool_error = error
+        if error and self._clock() - self._spool_warned_at >= WARNING_SECONDS:
+            self._spool_warned_at = self._clock()
+            log.error(
+                "the spool %s can't be written (%s): %d usage records wait in memory",
+                self._spool.path,
+                error,
+                len(self._batch),
+            )
+
+    # Heartbeats, and who has none any more
+
+    def _beat(self) -> bool:
+        """Leave a heartbeat if one is due; whether it was."""
+        began = self._clock()
+        if began < self._beat_due_at:
+            return False
+        with self._deadline:
+            nodes.beat(self._node, self._place, self._using)
+        with self._changed:
+            if self._clock() - self._beaten_at > self._settings.node_lost_seconds:
+                self._beating_since = began
+                self._suspect_until = self._wrote_at
+            self._beaten_at = began
+        self._beat_due_at = began + self._settings.checkpoint_seconds
+        return True
+
+    def _look_after_the_dead(self) -> None:
+        """Replay the spools and close the sessions of nodes that are no more."""
+        dead = set()
+        if self._spool is not None:
+            for path in replay.abandoned_in(self._spool.folder, but=self._spool.path):
+                try:
+                    with replay.taken_over(path) as entries:
+                        if entries is not None:
+                            self._write_entries(entries)
+                            dead.add(node_of(path))
+                except OSError as error:
+                    log.warning("the spool %s of another process can't be read: %s", path, error.strerror)
+        with self._deadline:
+            dead.update(nodes.gone_from(self._place, self._using, but=self._node))
+            settled = nodes.settle_nodes(self._using, dead - {self._node})
+        lost_seconds = self._settings.node_lost_seconds
+        if self._beaten_at - self._beating_since > lost_seconds:
+            with self._deadline:
+                settled += nodes.settle(self._using, lost_seconds=lost_seconds)
+        self._print(settled)
+
+    # The database
 
     def _note_failure(self, error: Exception) -> None:
         now = self._clock()
         self._failures += 1
+        self._retry_at = now + self._retry_seconds()
         if self._failures == 1:
             self._away_since = now
         if now - self._warned_at >= WARNING_SECONDS:
@@ -217,9 +427,7 @@ class Ledger:
     def _note_success(self) -> None:
         if self._failures:
             away = self._clock() - self._away_since
-            log.info(
-                "%s is back after %.1f s: %d usage records written", self._database(), away, len(self._batch)
-            )
+            log.info("%s is back after %.1f s: all usage records are written", self._database(), away)
         self._failures = 0
 
     def _retry_seconds(self) -> float:

@@ -4,7 +4,19 @@ from collections.abc import Awaitable, Callable
 
 Drain = Callable[[float], Awaitable[None]]
 
+_starts: list[Callable[[], object]] = []
 _drains: list[Drain] = []
+
+
+def on_start(start: Callable[[], object]) -> None:
+    """Have `start()` called when the server begins to serve; only our own one tells."""
+    _starts.append(start)
+
+
+def start() -> None:
+    """Call all that was registered."""
+    for hook in _starts:
+        hook()
 
 
 def on_drain(drain: Drain) -> None:

@@ -88,6 +88,7 @@ class RelayServer(daphne.server.Server):  # type: ignore[misc] # Daphne has no t
         if self.signal_handlers:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
+        reactor.callLater(0, servers.start)
         if self.ready_callable:
             self.ready_callable()
         reactor.run(installSignalHandlers=False)

@@ -1,0 +1,118 @@
+"""Live sessions are recorded as they go on, without holding up the event loop."""
+
+import asyncio
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from relay import conf
+from relay.closing import Close, CloseReason
+from relay.grants import Grant
+from relay.ledger import SessionRecord
+from relay.rendezvous.memory import MemoryRendezvous
+from relay.roles import Role
+from relay.sessions import SLICE_SESSIONS, Leg, Port, Sessions
+
+
+class Book:
+    """A recorder that keeps what it's told, by the moment of the event loop in which it was told."""
+
+    def __init__(self) -> None:
+        self.records: list[SessionRecord] = []
+
+    def record(self, record: SessionRecord) -> None:
+        self.records.append(record)
+
+    def flush(self, timeout: float) -> bool:
+        return True
+
+
+class Timers:
+    """The event loop's timers, fired by hand: no test waits for time to pass."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.due: list[tuple[float, Any]] = []
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "call_later", self._call_later)
+
+    def _call_later(self, seconds: float, call: Any, *args: Any) -> Mock:
+        if call.__name__ == "_checkpoint":
+            self.due.append((seconds, call))
+        return Mock()
+
+    def fire(self) -> float:
+        """Run the next slice; gives the seconds that were to pass before."""
+        seconds, call = self.due.pop(0)
+        call()
+        return seconds
+
+
+@pytest.fixture
+def book() -> Book:
+    return Book()
+
+
+@pytest.fixture
+async def timers(monkeypatch: pytest.MonkeyPatch) -> Timers:
+    return Timers(monkeypatch)
+
+
+@pytest.fixture
+async def sessions(book: Book, timers: Timers) -> Sessions:
+    return Sessions(conf.RelaySettings(), MemoryRendezvous(), book)
+
+
+async def join(sessions: Sessions, session_id: str, role: Role | None = None) -> Leg:
+    grant = Mock(spec=Grant, subject=session_id, account_id=None, token_id=None, role=role)
+    return await sessions.join(session_id, grant, Port(Mock(), ""))
+
+
+async def test_a_live_session_whose_counts_changed_is_recorded_once_for_each_change(sessions, book, timers):
+    leg = await join(sessions, "busy")
+    await join(sessions, "idle")
+    del book.records[:]
+    leg.live.meters[Role.CLIENT].nbytes += 100
+    assert timers.fire() == 10
+    [record] = book.records
+    assert (record.session_id, record.bytes_client_to_server, record.closed) == ("busy", 100, False)
+    timers.fire()
+    assert len(book.records) == 1
+
+
+async def test_a_session_that_has_ended_is_not_recorded_again(sessions, book, timers):
+    leg = await join(sessions, "room")
+    await join(sessions, "other")
+    sessions.end(leg, Close.because(CloseReason.CLOSED_BY_OPERATOR))
+    leg.live.meters[Role.CLIENT].nbytes += 100
+    count = len(book.records)
+    timers.fire()
+    assert len(book.records) == count
+
+
+async def test_without_a_session_no_timer_goes_on_and_the_next_one_starts_it_again(sessions, timers):
+    leg = await join(sessions, "room")
+    sessions.end(leg, Close.because(CloseReason.CLOSED_BY_OPERATOR))
+    timers.fire()
+    assert not timers.due
+    await join(sessions, "again")
+    assert len(timers.due) == 1
+
+
+@pytest.mark.parametrize("count", [1, SLICE_SESSIONS, 10 * SLICE_SESSIONS + 1, 2000])
+async def test_many_sessions_are_recorded_slice_by_slice_within_the_interval(sessions, book, timers, count):
+    legs = [await join(sessions, f"room-{number}") for number in range(count)]
+    timers.fire()
+    for leg in legs:
+        leg.live.meters[Role.SERVER].nbytes += 1
+    del book.records[:]
+    sessions._unchecked.clear()
+    seconds, slices = 0.0, 0
+    while len(book.records) < count:
+        before = len(book.records)
+        seconds += timers.fire()
+        slices += 1
+        assert len(book.records) - before <= SLICE_SESSIONS
+    assert slices == -(-count // SLICE_SESSIONS)
+    assert seconds == pytest.approx(10, rel=0.5) if slices > 1 else seconds <= 10
+    assert len({record.session_uuid for record in book.records}) == count
