@@ -124,18 +124,13 @@ def _close(using: str, of_the_dead: Q, but: Exists | None = None) -> list[Sessio
 def _close_rows(using: str, uuids: list[UUID]) -> list[SessionRecord]:
     rows = RelaySession.objects.using(using).filter(session_uuid__in=uuids, timestamp__isnull=True)
     moment = now(using)
-    closed = [_record(row, moment) for row in rows]
+    closed = [record_of(row, moment) for row in rows]
     rows.update(timestamp=moment, reason=CloseReason.NODE_LOST)
     return closed
 
 
-def lost(using: str, uuids: Collection[UUID]) -> set[UUID]:
-    """Those of `uuids` that were closed as `node_lost`."""
-    rows = RelaySession.objects.using(using).filter(session_uuid__in=uuids, reason=CloseReason.NODE_LOST)
-    return set(rows.values_list("session_uuid", flat=True))
-
-
-def _record(row: RelaySession, moment: datetime) -> SessionRecord:
+def record_of(row: RelaySession, moment: datetime) -> SessionRecord:
+    """What `row` says of a session that is closed as `node_lost` at `moment`; without its legs."""
     return SessionRecord(
         session_uuid=row.session_uuid,
         session_id=row.session_id,

@@ -12,35 +12,67 @@ from relay.ledger.records import SessionRecord
 from relay.models import RelayLeg, RelaySession
 
 
-def write(records: Collection[SessionRecord], using: str) -> None:
+class _SomeHaveEnded(Exception):
+    """Fewer rows were written than there are records."""
+
+
+def write(records: Collection[SessionRecord], using: str) -> set[UUID]:
     """Upsert `records` (at most one per session) and their legs on the database `using`.
 
-    One transaction for the sessions that are this node's to record, one for those that another node records.
-    Writing the same again changes nothing, and neither does anything that comes after a session's or a leg's
-    end. Raises what the database raises; then one of the two may have been written.
+    Gives those of this node's sessions whose rows had ended before: they stay as they were. Writing the same
+    again changes nothing, and neither does anything that comes after a session's or a leg's end.
+
+    One transaction for the sessions that another node records, one for those that are this node's to record.
+    Raises what the database raises; then the first of the two may have been written.
     """
     # In one order in each transaction: two nodes that write the same sessions can't lock each other out.
     ordered = sorted(records, key=lambda record: record.session_uuid)
-    for owned in (True, False):
-        ours = [record for record in ordered if record.owned is owned]
-        if ours:
+    if others := [record for record in ordered if not record.owned]:
+        with transaction.atomic(using=using):
+            _upsert(RelaySession, [(record, None) for record in others], ended="", using=using)
+            _upsert_legs(others, using)
+    if ours := [record for record in ordered if record.owned]:
+        try:
             with transaction.atomic(using=using):
-                sessions = [(record, None) for record in ours]
-                _upsert(RelaySession, sessions, ended="timestamp" if owned else "", using=using)
-                legs = [(leg, record.session_uuid) for record in ours for leg in record.legs]
-                _upsert(RelayLeg, legs, ended="left_at", using=using)
+                if _upsert_sessions(ours, using) < len(ours):
+                    raise _SomeHaveEnded
+                _upsert_legs(ours, using)
+        except _SomeHaveEnded:
+            return _write_those_that_live(ours, using)
+    return set()
 
 
-def _upsert(model: type[models.Model], rows: Sequence[tuple[Any, Any]], ended: str, using: str) -> None:
+def _write_those_that_live(records: list[SessionRecord], using: str) -> set[UUID]:
+    """As `write`; asks first which sessions have ended, and keeps it so until it has written."""
+    with transaction.atomic(using=using):
+        rows = RelaySession.objects.using(using).select_for_update().order_by("session_uuid")
+        rows = rows.filter(session_uuid__in=[record.session_uuid for record in records])
+        had_ended = {row.session_uuid for row in rows if row.timestamp is not None}
+        _upsert_sessions(records, using)
+        _upsert_legs(records, using)
+    return had_ended
+
+
+def _upsert_sessions(records: list[SessionRecord], using: str) -> int:
+    return _upsert(RelaySession, [(record, None) for record in records], ended="timestamp", using=using)
+
+
+def _upsert_legs(records: list[SessionRecord], using: str) -> None:
+    legs = [(leg, record.session_uuid) for record in records for leg in record.legs]
+    _upsert(RelayLeg, legs, ended="left_at", using=using)
+
+
+def _upsert(model: type[models.Model], rows: Sequence[tuple[Any, Any]], ended: str, using: str) -> int:
     """Each row is a record and the key of the session that it belongs to (None for a session itself).
 
     A row whose column `ended` has a value stays as it is; without such a column, every row that is there.
+    Gives the number of rows that were written.
 
     `bulk_create(update_conflicts=True)` has no condition, and reading first would leave a gap in which
     another node closes the session. So the condition is in the statement, where the database holds it.
     """
     if not rows:
-        return
+        return 0
     connection = connections[using]
     quote = connection.ops.quote_name
     fields = model._meta.concrete_fields
@@ -69,6 +101,7 @@ def _upsert(model: type[models.Model], rows: Sequence[tuple[Any, Any]], ended: s
         else:
             adapt_time = connection.ops.adapt_datetimefield_value
             cursor.executemany(sql, [[_for_sqlite(value, adapt_time) for value in row] for row in values])
+        return int(cursor.rowcount)
 
 
 def _for_sqlite(value: Any, adapt_time: Any) -> Any:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -28,8 +27,6 @@ nothing."""
 
 WARNING_SECONDS = 60.0
 """One warning a minute while the database is away: enough to see that it lasts, not enough to fill a log."""
-
-LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 log = logging.getLogger("relay.ledger")
 
@@ -53,9 +50,10 @@ class Ledger:
 
     With a name of its `node`, the writer leaves a heartbeat at each checkpoint, and then looks after what
     dead nodes left: their spools on this host, and their live rows (see `nodes`). The other way round, a node
-    that was cut off from the database for `RELAY_NODE_LOST_SECONDS` is dead for the others: a session that
-    was live then has its line printed only when the database has said that nobody else has closed it.
-    Without that, a line that waits in the spool is printed by who replays it.
+    that can't reach the database for `RELAY_NODE_LOST_SECONDS` is dead for the others, and what the database
+    knows as live is closed there. So the line of such a session is printed only when its row is: until then
+    it waits in the spool, and is printed by who replays that. A session that the database has never heard of
+    is this process's alone: its line is printed as soon as the record is on the disk.
 
     The thread starts with `start` or the first record and ends in `close`, or at the exit of the process,
     which waits `RELAY_LEDGER_EXIT_SECONDS` for it at most.
@@ -112,8 +110,8 @@ class Ledger:
         self._beat_due_at = clock() if node else float("inf")
         self._beaten_at = float("-inf")  # when the last heartbeat that was written was begun
         self._beating_since = float("-inf")  # since when there was none missing
-        self._wrote_at = LONG_AGO  # the wall clock when it last wrote
-        self._suspect_until = LONG_AGO  # sessions begun before may have been closed by another node
+        # What the database may know as live; others look at it, too.
+        self._known: set[UUID] = set()
 
     def start(self) -> None:
         """Begin to look after what dead nodes left, and to replay spools, before the first record comes."""
@@ -133,7 +131,7 @@ class Ledger:
         with self._changed:
             self._waiting[record.session_uuid] = merge(self._waiting.get(record.session_uuid), record)
             self._recorded += 1
-            wait = record.closed and (self._spool is not None or self._is_suspect(record))
+            wait = record.closed and (self._spool is not None or bool(self._node))
             if wait:
                 self._lines_due.add(record.session_uuid)
             self._start()
@@ -204,10 +202,9 @@ class Ledger:
     def _close_at_exit(self) -> None:
         self.close(self._exit_seconds)
 
-    def _is_suspect(self, record: SessionRecord) -> bool:
-        """Whether another node may have closed the session: this one was cut off while it was live."""
-        cut_off = self._clock() - self._beaten_at > self._settings.node_lost_seconds
-        return record.started_at <= (self._wrote_at if self._node and cut_off else self._suspect_until)
+    def _is_anyones(self, session: UUID) -> bool:
+        """Whether another node may close the session, should it take this one for dead."""
+        return bool(self._node) and session in self._known
 
     def _save_what_waits(self) -> None:
         """At the end, when the writer hangs in the database: what it still has goes to a spool of its own."""
@@ -218,10 +215,10 @@ class Ledger:
             due = self._due_of(records)
         if self._spool is not None:
             spool = Spool(self._spool.folder, self._node or "ledger", self._settings.spool_bytes)
-            suspect = {uuid for uuid in due if self._is_suspect(records[uuid])}
+            anyones = {uuid for uuid in due if self._is_anyones(uuid)}
             with suppress(OSError):
-                kept = spool.append([Entry(record, uuid in suspect) for uuid, record in records.items()])
-                due -= suspect & kept
+                kept = spool.append([Entry(record, uuid in anyones) for uuid, record in records.items()])
+                due -= anyones & kept
                 with self._changed:
                     self._waiting = {u: r for u, r in self._waiting.items() if u not in kept}
                     self._batch = {u: r for u, r in self._batch.items() if u not in kept}
@@ -300,12 +297,13 @@ class Ledger:
         try:
             with self._deadline:
                 close_old_connections()
+                connections[self._using].ensure_connection()
             upkeep = self._beat()
             if self._spool is not None and self._spool.size:
-                self._write_entries(self._spool.entries())
+                self._write_entries(self._spool.entries(), own=True)
                 self._spool.clear()
             self._spool_error = ""
-            self._write_entries(self._entries())
+            self._write_entries(self._entries(), own=True)
             if upkeep:
                 self._look_after_the_dead()
         except Exception as error:  # noqa: BLE001 - a writer that ends on a surprise would lose all that comes
@@ -326,15 +324,19 @@ class Ledger:
         due = self._due_of(self._batch)
         return [Entry(record, uuid in due) for uuid, record in self._batch.items()]
 
-    def _write_entries(self, entries: Iterable[Entry]) -> None:
+    def _write_entries(self, entries: Iterable[Entry], *, own: bool) -> None:
         for batch in replay.batches(entries):
             self._beat()  # writing all of a large spool may take long
+            live = {e.record.session_uuid for e in batch if e.record.owned and not e.record.closed}
+            if own:
+                self._known |= live
             with self._deadline:
-                to_print = replay.write(batch, self._using)
+                to_print = replay.write(batch, self._using, own=own)
             self._print(to_print)
+            if own:
+                self._known -= {e.record.session_uuid for e in batch} - live
             with self._changed:
                 self._lines_due.difference_update(e.record.session_uuid for e in batch if e.line_due)
-            self._wrote_at = datetime.now(UTC)
 
     def _print(self, records: Collection[SessionRecord]) -> None:
         for record in records:
@@ -344,12 +346,15 @@ class Ledger:
 
     def _put_into_spool(self) -> None:
         """Get what can't be written now onto the disk and out of memory."""
-        if self._spool is None or not self._batch:
-            return
         records, due = self._batch, self._due_of(self._batch)
-        suspect = {uuid for uuid in due if self._is_suspect(records[uuid])}
+        anyones = {uuid for uuid in due if self._is_anyones(uuid)}
+        if self._spool is None:
+            self._print([records[uuid] for uuid in due - anyones])
+            return
+        if not records:
+            return
         try:
-            kept = self._spool.append([Entry(record, uuid in suspect) for uuid, record in records.items()])
+            kept = self._spool.append([Entry(record, uuid in anyones) for uuid, record in records.items()])
             error = "" if len(kept) == len(records) else "it is full"
         except OSError as failed:
             kept, error = set(), failed.strerror or type(failed).__name__
@@ -357,7 +362,7 @@ class Ledger:
         with self._changed:
             self._lines_due -= due & kept
         # Where something is not kept, nothing but its line would be left if the process were killed.
-        self._print([records[uuid] for uuid in due - (suspect & kept)])
+        self._print([records[uuid] for uuid in due - (anyones & kept)])
         self._spool_error = error
         if error and self._clock() - self._spool_warned_at >= WARNING_SECONDS:
             self._spool_warned_at = self._clock()
@@ -380,7 +385,6 @@ class Ledger:
         with self._changed:
             if self._clock() - self._beaten_at > self._settings.node_lost_seconds:
                 self._beating_since = began
-                self._suspect_until = self._wrote_at
             self._beaten_at = began
         self._beat_due_at = began + self._settings.checkpoint_seconds
         return True
@@ -393,7 +397,7 @@ class Ledger:
                 try:
                     with replay.taken_over(path) as entries:
                         if entries is not None:
-                            self._write_entries(entries)
+                            self._write_entries(entries, own=False)
                             dead.add(node_of(path))
                 except OSError as error:
                     log.warning("the spool %s of another process can't be read: %s", path, error.strerror)

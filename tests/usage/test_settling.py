@@ -1,5 +1,6 @@
 """What a dead node left open is closed, once, by whoever is there; what a living one has is left alone."""
 
+import json
 import os
 import subprocess
 import sys
@@ -252,38 +253,113 @@ def test_a_node_that_ends_in_order_leaves_no_heartbeat(clock: Clock) -> None:
     assert RelayNode.objects.get().node == US
 
 
+def settled_meanwhile(number: int) -> None:
+    """Another node has closed the session of `US`, with what the row holds."""
+    RelayNode.objects.filter(node=US).delete()
+    assert f"session-{number}" in settle()
+
+
 @pytest.mark.parametrize("when", ["while it is cut off", "when it is back"])
-def test_a_node_that_was_cut_off_prints_no_line_for_a_session_that_was_settled_meanwhile(
+@pytest.mark.parametrize("cut_off_seconds", [1, LOST_SECONDS + 1])
+def test_what_a_session_came_to_after_others_had_closed_it_is_a_record_of_its_own(
     database: Database,
     writes: Writes,
     lines: list[str],
     tmp_path: Path,
     when: str,
+    cut_off_seconds: float,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = Clock(tmp_path)
-    clock.ledger.record(live(1, node=US))
-    clock.ledger.record(live(2, node=US))
+    clock.ledger.record(live(1, node=US, bytes_client_to_server=400, frames_client_to_server=1, paired_ms=50))
     clock.go_on(0)
     writes.failure = OperationalError("cut off")
-    clock.now += LOST_SECONDS + 1
-    RelayNode.objects.all().delete()
-    RelaySession.objects.filter(session_id="session-1").update(reason="node_lost", timestamp=START)
-    record = ended(1, node=US, bytes_client_to_server=999)
+    clock.now += cut_off_seconds
+    record = ended(1, node=US, bytes_client_to_server=999, legs=(leg(1, left_at=START),))
+    new = ended(2, node=US)
     if when == "while it is cut off":
         clock.ledger.record(record)
-        clock.ledger.record(ended(2, node=US))
+        clock.ledger.record(new)
         assert not clock.ledger.flush(0.3)
-        assert lines == []
+        assert lines == [log_line(new)]  # the other one may be closed by others
     writes.failure = None
+    settled_meanwhile(1)
     clock.go_on(LOST_SECONDS)
     if when != "while it is cut off":
         clock.ledger.record(record)
-        clock.ledger.record(ended(2, node=US))
+        clock.ledger.record(new)
     assert clock.ledger.close(SOON)
-    assert lines == [log_line(ended(2, node=US))]
-    assert reasons()["session-1"] == "node_lost"
-    assert any("999" in record.getMessage() for record in of_ledger(caplog))
+    first, rest = RelaySession.objects.filter(session_id="session-1").order_by("paired_seconds")
+    assert (first.reason, first.bytes_client_to_server, first.frames_client_to_server) == (
+        "node_lost",
+        400,
+        1,
+    )
+    assert (rest.reason, rest.timestamp, rest.account_id) == ("peer_left", record.timestamp, "acme")
+    assert (rest.bytes_client_to_server, rest.frames_client_to_server) == (599, 2)
+    assert (rest.bytes_server_to_client, rest.paired_seconds) == (2000, 0.15)
+    assert_row_equals(new)
+    printed = {line["session_uuid"]: line for line in map(json.loads, lines)}
+    assert printed.keys() == {str(new.session_uuid), str(rest.session_uuid)}
+    assert len(lines) == 2
+    assert printed[str(rest.session_uuid)]["bytes_client_to_server"] == 599
+    assert any(str(rest.session_uuid) in record.getMessage() for record in of_ledger(caplog))
+
+
+def test_a_session_that_goes_on_after_others_have_closed_it_is_still_checkpointed(
+    clock: Clock, lines: list[str]
+) -> None:
+    for nbytes, rows_after in ((100, [100]), (100, [100]), (250, [100, 150]), (300, [100, 200])):
+        record = live(1, node=US, bytes_client_to_server=nbytes)
+        clock.ledger.record(record)
+        clock.go_on(1)
+        counted = RelaySession.objects.filter(session_id="session-1").values_list("total_bytes", flat=True)
+        assert sorted(counted) == rows_after
+        if nbytes == 100 and not RelaySession.objects.filter(reason="node_lost").exists():
+            settled_meanwhile(1)
+    settled_meanwhile(1)  # once more
+    end = ended(1, node=US, bytes_client_to_server=1000, bytes_server_to_client=0)
+    for _ in range(2):
+        clock.ledger.record(end)
+        assert clock.ledger.flush(SOON)
+    found = RelaySession.objects.filter(session_id="session-1").order_by("total_bytes")
+    assert [(row.total_bytes, row.reason) for row in found] == [
+        (100, "node_lost"),
+        (200, "node_lost"),
+        (700, "peer_left"),
+    ]
+    assert clock.ledger.close(SOON)
+    assert len(lines) == 1  # those of the settled ones are printed by who settled
+
+
+def test_a_dead_nodes_spool_counts_though_its_sessions_were_settled_before_it_was_found(
+    database: Database, tmp_path: Path, lines: list[str]
+) -> None:
+    left_open(1, bytes_client_to_server=10)
+    left_open(2, bytes_client_to_server=10)
+    left_open(3, bytes_client_to_server=10)
+    assert len(settle()) == 3
+    spool = Spool(tmp_path, DEAD, 10**6)
+    spool.append([Entry(ended(1, node=DEAD), line_due=True)])
+    spool.append([Entry(live(2, node=DEAD, bytes_client_to_server=50))])
+    spool.append([Entry(live(3, node=DEAD, bytes_client_to_server=10))])
+    spool.close()
+    content = spool.path.read_bytes()
+    for _ in range(2):
+        spool.path.write_bytes(content)
+        clock = Clock(tmp_path)
+        clock.go_on(0)
+        assert clock.ledger.close(SOON)
+    sums = {
+        name: sum(
+            RelaySession.objects.filter(session_id=name).values_list("bytes_client_to_server", flat=True)
+        )
+        for name in ("session-1", "session-2", "session-3")
+    }
+    assert sums == {"session-1": 1001, "session-2": 50, "session-3": 10}
+    assert not RelaySession.objects.filter(timestamp=None, node=DEAD).exists()
+    printed = [json.loads(line)["session_uuid"] for line in lines]
+    assert len(printed) == len(set(printed)) == 2
 
 
 def test_a_line_that_waits_while_its_node_is_cut_off_is_printed_by_who_replays_the_spool(
