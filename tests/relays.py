@@ -64,6 +64,11 @@ class Relay:
         self.port = free_port()
         self.url = f"ws://{self.host}:{self.port}"
         self.http_url = f"http://{self.host}:{self.port}"
+        parts = (
+            part.format(port=self.port, max_message_bytes=self.max_message_bytes) for part in COMMANDS[server]
+        )
+        self.command = [sys.executable, "-m", *parts]
+        """What it's started with; a test may change that before."""
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
@@ -73,13 +78,9 @@ class Relay:
 
     def serve(self) -> None:
         """As `start`, on a database that has its tables."""
-        command = [
-            part.format(port=self.port, max_message_bytes=self.max_message_bytes)
-            for part in COMMANDS[self.server]
-        ]
         with (self.folder / "stdout").open("wb") as out, (self.folder / "stderr").open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *command], cwd=ROOT, env=self.environ, stdout=out, stderr=err,
+                self.command, cwd=ROOT, env=self.environ, stdout=out, stderr=err,
                 start_new_session=True,  # Ctrl-C is for whoever started it, who then stops it in order
             )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
