@@ -233,17 +233,21 @@ class Ledger:
                 while self._there_is_work():
                     without_spool = self._failures and not self._spool_helps
                     self._pause(self._retry_seconds() if without_spool else self._batch_seconds)
-                    self._take()
-                    if not self._is_time_to_try() and self._failures and self._spool_helps:
-                        self._put_into_spool()
-                    elif self._attempt():
-                        with self._changed:
-                            self._batch = {}
-                            self._written = self._taken
-                            self._changed.notify_all()
+                    self._step()
                 self._leave()
         finally:
             self._drop_connection()
+
+    def _step(self) -> None:
+        """Get all that waits into the database, or the spool."""
+        self._take()
+        if not self._is_time_to_try() and self._failures and self._spool_helps:
+            self._put_into_spool()
+        elif self._attempt():
+            with self._changed:
+                self._batch = {}
+                self._written = self._taken
+                self._changed.notify_all()
 
     @property
     def _spool_helps(self) -> bool:
