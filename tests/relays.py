@@ -69,6 +69,8 @@ class Relay:
         )
         self.command = [sys.executable, "-m", *parts]
         """What it's started with; a test may change that before."""
+        self.beside: list[str] = []
+        """What takes a management command to where the relay is, should that be a namespace of its own."""
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
@@ -108,7 +110,7 @@ class Relay:
     def manage(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a management command beside the relay, with its settings."""
         return subprocess.run(
-            [sys.executable, "manage.py", *arguments],
+            [*self.beside, sys.executable, str(ROOT / "manage.py"), *arguments],
             cwd=ROOT, env=self.environ, capture_output=True, text=True, timeout=60, check=check,
         )  # fmt: skip
 

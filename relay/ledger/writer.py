@@ -4,6 +4,7 @@ import atexit
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -313,6 +314,7 @@ class Ledger:
         except Exception as error:  # noqa: BLE001 - a writer that ends on a surprise would lose all that comes
             self._drop_connection()
             self._note_failure(error)
+            _release(error)
             self._put_into_spool()
             return False
         self._note_success()
@@ -452,6 +454,17 @@ class Ledger:
 
     def _database(self) -> str:
         return f"the {connections[self._using].display_name} database"
+
+
+def _release(error: BaseException | None) -> None:
+    """Let go of what the frames of a failed attempt hold.
+
+    psycopg's error is in a cycle with the frame that tried to connect: its socket would stay open until the
+    garbage collector comes by, one more for each attempt.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _first_line(error: Exception) -> str:

@@ -1,10 +1,15 @@
 """Usage of real relay processes on a real PostgreSQL: killed, restarted, and without their database."""
 
 import asyncio
+import json
 import os
+import re
 import shlex
+import sqlite3
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -97,23 +102,116 @@ async def test_a_thousand_sessions_begin_and_end_in_30_seconds_without_the_datab
     print(f"event loop lag, p99: {meanwhile} ms, {before} ms before")  # noqa: T201 - shown by pytest -rP
     # Such a load alone makes it late on a busy machine, database or not.
     assert meanwhile < max(LAG_MS, 2 * before)
-    # The spool's file, a connection that is being tried, and the thread that watches it.
+    # The spool, and one connection that is being tried, with the thread that watches it.
     assert threads <= threads_before + 3
-    assert sockets <= sockets_before + 5
+    assert sockets <= sockets_before + 4
+
+
+def with_a_disk_of(kib: int, folder: Path, relay: Relay) -> None:
+    """Have `relay` see a small disk of its own at `folder`."""
+    folder.mkdir()
+    mounted = f"mount -t tmpfs -o size={kib}k tmpfs {folder} && exec "
+    relay.command = [
+        # Only root may mount, and everyone may be that in a namespace of their own.
+        *("unshare", "--mount", *(["--map-root-user"] if os.geteuid() else []), "--", "sh", "-c"),
+        mounted + shlex.join(relay.command),
+    ]
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Somebody writes to the SQLite file for the length of a block."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@contextmanager
+def full(disk: Path) -> Iterator[None]:
+    """Not a byte more goes onto the disk for the length of a block."""
+    with (disk / "filler").open("wb", buffering=0) as filler:
+        with suppress(OSError):
+            while True:
+                filler.write(bytes(1024))
+        yield
+    (disk / "filler").unlink()
+
+
+async def everything_that_happens(relay: Relay, books: Books, outage: AbstractContextManager[None]) -> None:
+    """Sessions before, in and across the outage; all of them are exact in the rows of `relay` afterwards."""
+    received = {"early": await exchange(relay, "early", 3)}
+    async with pair(relay, "across") as (client, server):
+        await client.send(b"before")
+        await server.recv()
+        with outage:
+            for number in range(20):
+                received[f"room-{number}"] = await exchange(relay, f"room-{number}", 3)
+            await books.until(books.spools, "the spool takes them")
+            await client.send(b"during")
+            await server.recv()
+        await books.until(lambda: not books.spools(), "the spool is replayed")
+    await books.until(lambda: len(books.lines()) == 22, "all lines")
+    said = relay.manage("export_usage", "--from", "2026-01-01", "--to", "9999-01-01", "--format", "jsonl")
+    rows = {row["session_id"]: row for row in map(json.loads, said.stdout.splitlines())}
+    assert rows["across"]["bytes_client_to_server"] == len(b"beforeduring")
+    for session_id, figures in received.items():
+        assert {name: rows[session_id][name] for name in figures} == figures
+    assert books.check_lines(list(rows.values())) == set()
+    assert relay.stop() == 0
+
+
+async def test_a_locked_sqlite_file_costs_no_record(books):
+    database = books.folder / "var" / "relay.sqlite3"
+    with books.running(DATABASE_URL="", RELAY_LEDGER_WRITE_SECONDS="0.5") as relay:
+        relay.manage("migrate", "--verbosity", "0")
+        await everything_that_happens(relay, books, locked(database))
+
+
+async def test_a_sqlite_file_on_a_full_disk_costs_no_record(books):
+    disk = books.folder / "small"
+    relay = books.relay(
+        DATABASE_URL="", RELAY_VAR_DIR=str(disk), RELAY_SPOOL_DIR=str(books.folder / "var" / "spool")
+    )
+    with_a_disk_of(1024, disk, relay)
+    relay.command[-1] = relay.command[-1].replace(
+        "exec ", f"{sys.executable} manage.py migrate --verbosity 0 && exec "
+    )
+    relay.serve()
+    try:
+        namespaces = ["--mount", *(["--user", "--preserve-credentials"] if os.geteuid() else [])]
+        relay.beside = ["nsenter", "--target", str(relay.process.pid), *namespaces, "--"]
+        await everything_that_happens(relay, books, full(Path(f"/proc/{relay.process.pid}/root{disk}")))
+    finally:
+        relay.stop()
+    assert re.search("disk is full|disk I/O error", relay.output())
+
+
+async def test_a_database_that_has_become_read_only_costs_no_record(books):
+    """As a replica is, after a failover."""
+
+    @contextmanager
+    def read_only() -> Iterator[None]:
+        with psycopg.connect(books.url, autocommit=True) as connection:
+            name = connection.info.dbname
+            change = f'ALTER DATABASE "{name}" SET default_transaction_read_only = '
+            cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> %s"
+            connection.execute(change + "on")
+            connection.execute(cut, [name, connection.info.backend_pid])
+            yield
+            connection.execute("SET transaction_read_only = off")
+            connection.execute(change + "off")
+            connection.execute(cut, [name, connection.info.backend_pid])
+
+    with books.running() as relay:
+        await everything_that_happens(relay, books, read_only())
 
 
 async def test_on_a_full_disk_without_the_database_all_goes_on_and_nothing_is_missing_afterwards(
     books, postgres
 ):
     spool = books.folder / "small"
-    spool.mkdir()
     relay = books.relay(RELAY_SPOOL_DIR=str(spool), RELAY_ADMIT_SECONDS="1")
-    mounted = f"mount -t tmpfs -o size={SPOOL_KIB}k tmpfs {spool} && exec "
-    relay.command = [
-        # Only root may mount, and everyone may be that in a namespace of their own.
-        *("unshare", "--mount", *(["--map-root-user"] if os.geteuid() else []), "--", "sh", "-c"),
-        mounted + shlex.join(relay.command),
-    ]
+    with_a_disk_of(SPOOL_KIB, spool, relay)
     relay.serve()
     try:
         with away(postgres, "stop"):
