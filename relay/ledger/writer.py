@@ -242,9 +242,10 @@ class Ledger:
     def _step(self) -> None:
         """Get all that waits into the database, or the spool."""
         self._take()
-        if not self._is_time_to_try() and self._failures and self._spool_helps:
-            self._put_into_spool()
-        elif self._attempt():
+        try_now = self._is_time_to_try() or not self._failures
+        if self._failures and self._spool_helps:
+            self._put_into_spool()  # first: an attempt on a database that hangs takes its time
+        if (try_now or not self._spool_helps) and self._attempt():
             with self._changed:
                 self._batch = {}
                 self._written = self._taken
@@ -409,12 +410,13 @@ class Ledger:
                     log.warning("the spool %s of another process can't be read: %s", path, error.strerror)
         with self._deadline:
             dead.update(nodes.gone_from(self._place, self._using, but=self._node))
-            settled = nodes.settle_nodes(self._using, dead - {self._node})
+            for settled in nodes.settle_nodes(self._using, dead - {self._node}):
+                self._print(settled)
         lost_seconds = self._settings.node_lost_seconds
         if self._beaten_at - self._beating_since > lost_seconds:
             with self._deadline:
-                settled += nodes.settle(self._using, lost_seconds=lost_seconds)
-        self._print(settled)
+                for settled in nodes.settle(self._using, lost_seconds=lost_seconds):
+                    self._print(settled)
 
     # The database
 

@@ -183,8 +183,8 @@ class World(RuleBasedStateMachine):
     @rule()
     def another_node_takes_it_for_dead(self) -> None:
         RelayNode.objects.all().delete()
-        for record in nodes.settle("default", lost_seconds=60):
-            self.lines.append(log_line(record))
+        for closed in nodes.settle("default", lost_seconds=60):
+            self.lines += map(log_line, closed)
 
     @rule()
     def the_database_goes(self) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 from datetime import timedelta
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def reasons() -> dict[str, str]:
 
 
 def settle() -> list[str]:
-    return [record.session_id for record in nodes.settle("default", lost_seconds=LOST_SECONDS)]
+    closed = chain.from_iterable(nodes.settle("default", lost_seconds=LOST_SECONDS))
+    return [record.session_id for record in closed]
 
 
 def settle_usage(*arguments: str) -> str:
@@ -85,7 +87,7 @@ def test_a_lost_nodes_sessions_and_legs_are_closed_with_what_the_rows_hold(datab
     beat(DEAD, LOST_SECONDS + 1)
     left_open(1, bytes_client_to_server=7, waiting_ms=123, paired_ms=456, account_id="acme", paired_at=START)
     before = nodes.now("default")
-    [record] = nodes.settle("default", lost_seconds=LOST_SECONDS)
+    [[record]] = nodes.settle("default", lost_seconds=LOST_SECONDS)
     row = RelaySession.objects.get()
     assert row.reason == "node_lost"
     assert before <= row.timestamp <= nodes.now("default")
@@ -184,6 +186,32 @@ def test_after_an_outage_nobody_is_settled_until_all_had_time_to_come_back(clock
         clock.go_on(10)
     clock.go_on(10)
     assert reasons()["session-1"] == "node_lost"
+
+
+def test_who_loses_the_database_while_it_settles_has_printed_what_it_had_settled(
+    clock: Clock, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = f"host:{dead_process()}:1"
+    beat(gone, place=nodes.this_place())
+    for number in (1, 2, 3):
+        left_open(number, gone)
+    monkeypatch.setattr(nodes, "SESSIONS_AT_ONCE", 2)
+    close_rows = nodes._close_rows
+
+    def fail_once(using: str, uuids: list[Any]) -> Any:
+        monkeypatch.setattr(nodes, "_close_rows", fail)
+        return close_rows(using, uuids)
+
+    def fail(using: str, uuids: list[Any]) -> Any:
+        monkeypatch.setattr(nodes, "_close_rows", close_rows)
+        raise OperationalError("away")
+
+    monkeypatch.setattr(nodes, "_close_rows", fail_once)
+    clock.go_on(0)
+    clock.go_on(11)
+    assert list(reasons().values()).count("node_lost") == 3
+    assert clock.ledger.flush(SOON)
+    assert len(lines) == 3
 
 
 def dead_process() -> int:
