@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.core.management import CommandError, call_command
 
 from relay.ledger import export, rows
 from relay.management.output import open_output
@@ -142,11 +143,21 @@ def test_a_full_disk_leaves_what_was_there(filled: Database) -> None:
 )
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_what_the_caller_can_mend_is_one_line_and_status_2(
-    filled: Database, args: tuple[str, ...], says: str
+    filled: Database, args: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = run(filled, *args)
+    with pytest.raises(CommandError) as error:
+        call_command("export_usage", *args)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.returncode == 2
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_mistake_is_one_line_on_stderr(filled: Database) -> None:
+    done = run(filled, "--from", "2026-11-04", "--to", "2026-11-03")
     [line] = done.stderr.decode().splitlines()
-    assert says in line
+    assert line.startswith("CommandError: the window is empty")
     assert (done.returncode, done.stdout) == (2, b"")
 
 
