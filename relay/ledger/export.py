@@ -5,7 +5,7 @@ since. Nothing in them depends on when or where the export is made, and memory d
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,12 +16,16 @@ from typing import Any
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.models import F, QuerySet
 
-from relay.ledger import columns, formats
+from relay.ledger import columns, events
+from relay.ledger.formats import Csv, Encoder, FormatError, JsonLines, Options
+from relay.ledger.parquet import Parquet
 from relay.ledger.records import iso
 from relay.models import RelaySession
 
 ROWS_IN_MEMORY = 2000
 """Rows fetched at a time: about 2 MB, and few enough round trips that they cost nothing."""
+
+FORMATS = ("csv", "jsonl", "parquet", *events.FORMATS)
 
 Row = tuple[Any, ...]
 
@@ -115,24 +119,24 @@ def ended_sessions(
 def stream(
     sessions: QuerySet[RelaySession],
     form: str,
-    options: formats.Options | None = None,
+    options: Options | None = None,
     *,
     by: str = "session",
     summary: Summary | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Generator[bytes]:
-    """The ended ones of `sessions`, by end and UUID, in format `form` (one of `formats.FORMATS`).
+    """The ended ones of `sessions`, by end and UUID, in format `form` (one of `FORMATS`).
 
     With `by` "day" or "month": totals for each account and each of these periods in UTC. `summary` is filled
     on the way, `progress` is told how many sessions came. Raises what the database raises, before the first
-    chunk where it is away; `formats.FormatError` for what the format can't hold.
+    chunk where it is away; `FormatError` for what the format can't hold.
 
     On PostgreSQL a transaction is open until the generator is used up or closed.
     """
     summary = Summary() if summary is None else summary
     sessions = sessions.filter(timestamp__isnull=False)
     fields = columns.SESSION if by == "session" else columns.TOTALS
-    encoder = formats.encoder(form, fields, options or formats.Options())
+    encoder = _encoder(form, fields, options or Options())
     rows = _by_session(sessions) if by == "session" else _by_period(sessions, by)
     batches = iter(partial(lambda: list(islice(rows, ROWS_IN_MEMORY))), [])
     read = _reader(fields, summary, progress)
@@ -145,6 +149,20 @@ def stream(
         yield from _counted(encoder.encode(batch), summary)
     yield from _counted(encoder.end(), summary)
     summary.rows = encoder.rows
+
+
+def _encoder(form: str, fields: tuple[columns.Column, ...], options: Options) -> Encoder:
+    if form in events.FORMATS:
+        if fields is not columns.SESSION:
+            raise FormatError(f"{form} has one event for each session: expected --by session")
+        events.check(options)
+        return events.FORMATS[form](fields, options)
+    tables: dict[str, Callable[[Sequence[columns.Column]], Encoder]] = {
+        "csv": Csv,
+        "jsonl": JsonLines,
+        "parquet": Parquet,
+    }
+    return tables[form](fields)
 
 
 def _counted(chunk: bytes, summary: Summary) -> Iterator[bytes]:

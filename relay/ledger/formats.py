@@ -1,4 +1,4 @@
-"""The formats of an export, each as bytes for a batch of rows."""
+"""What a format of an export is, and the two plain ones: CSV and JSON Lines."""
 
 import csv
 import io
@@ -84,11 +84,3 @@ class JsonLines:
 
     def end(self) -> bytes:
         return b""
-
-
-FORMATS = ("csv", "jsonl")
-
-
-def encoder(form: str, columns: Sequence[Column], options: Options) -> Encoder:
-    """The encoder of format `form`. Raises `FormatError`."""
-    return Csv(columns) if form == "csv" else JsonLines(columns)

@@ -8,7 +8,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -16,7 +16,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 from tqdm import tqdm
 
-from relay.ledger import deliveries, export, formats
+from relay.ledger import deliveries, events, export
+from relay.ledger.formats import FormatError, Options
 from relay.management.output import open_output
 from relay.models import DESTINATION_LENGTH, NAME_LENGTH, UsageExport
 
@@ -44,7 +45,24 @@ class Command(BaseCommand):
             default="session",
             help="one row per session (the default), or totals per account and day or month, in UTC",
         )
-        parser.add_argument("--format", choices=formats.FORMATS, default="csv", help="default: csv")
+        parser.add_argument(
+            "--format",
+            choices=export.FORMATS,
+            default="csv",
+            help="csv (the default), jsonl and parquet are tables; cloudevents (for OpenMeter), stripe and "
+            "lago are events, each line the body of one request",
+        )
+        parser.add_argument(
+            "--measure",
+            choices=events.MEASURES,
+            help="what is billed, for stripe and lago: default total_bytes; cloudevents has all of them",
+        )
+        parser.add_argument(
+            "--event-name",
+            metavar="NAME",
+            help="as the meter or metric is called there: default relay_ and the measure, for cloudevents "
+            "relay_session",
+        )
         parser.add_argument(
             "--output",
             default="-",
@@ -65,7 +83,7 @@ class Command(BaseCommand):
         try:
             window = _window(given["start"], given["end"], given["month"], may_be_open=given["new"])
             destination = _destination(given["destination"], given["new"], output, by)
-            options = formats.Options()
+            options = _options(format, given["measure"], given["event_name"])
         except ValueError as error:
             raise CommandError(str(error), returncode=MENDABLE) from None
         summary = export.Summary()
@@ -91,6 +109,8 @@ class Command(BaseCommand):
             done = True
         except BrokenPipeError:
             pass  # whoever read it has seen enough, as `head` does
+        except FormatError as error:
+            raise CommandError(f"--format: {error}", returncode=MENDABLE) from None
         except OSError as error:
             text = error.strerror or str(error)
             raise CommandError(f"--output: can't write {output}: {text}", returncode=MENDABLE) from None
@@ -98,8 +118,10 @@ class Command(BaseCommand):
             raise CommandError(f"the database can't be read: {str(error).splitlines()[0]}") from None
         if not done:
             sys.exit(1)  # not above: the exception would keep the cursor open beyond its connection
+        self._warn(format, summary)
+        left_out = summary.sessions - summary.rows if format in events.FORMATS else 0
         accounts = len(summary.accounts - {None})
-        self._say(_figures(summary.rows, summary.file_bytes, summary.total_bytes, accounts, window))
+        self._say(_figures(summary.rows, left_out, summary.file_bytes, summary.total_bytes, accounts, window))
 
     def _deliver(self, order: deliveries.Order) -> None:
         try:
@@ -110,11 +132,21 @@ class Command(BaseCommand):
                 self._say(f"finished the export of {made}: {_recorded(unfinished)}")
                 if unfinished.output == str(order.target):
                     return  # the place is taken; what is new since goes into the next run's file
+            summary = export.Summary()
             with _bar(deliveries.new_sessions(order).count) as progress:
-                delivered = deliveries.deliver(order, progress)
+                delivered = deliveries.deliver(order, progress, summary)
+            self._warn(order.form, summary)
             self._say(_recorded(delivered))
         except deliveries.DeliveryError as error:
             raise CommandError(str(error)) from None
+
+    def _warn(self, form: str, summary: export.Summary) -> None:
+        late = datetime.now(UTC) - timedelta(days=events.STRIPE_DAYS)
+        if form == "stripe" and summary.first and datetime.fromisoformat(summary.first) < late:
+            self._say(
+                f"warning: Stripe refuses events that are more than {events.STRIPE_DAYS} days old; "
+                f"the oldest here is of {summary.first}"
+            )
 
     def _say(self, text: str) -> None:
         self.stderr.write(text, style_func=str)
@@ -158,6 +190,14 @@ def _destination(name: str | None, new: bool, output: str, by: str) -> str | Non
     return name
 
 
+def _options(form: str, measure: str | None, event_name: str | None) -> Options:
+    if form not in events.FORMATS and (measure is not None or event_name is not None):
+        raise ValueError(f"--measure and --event-name go with {', '.join(events.FORMATS)}, not with {form}")
+    if form == "cloudevents" and measure is not None:
+        raise ValueError("--measure goes with stripe and lago: an event of cloudevents has all measures")
+    return Options(measure or Options().measure, event_name or "")
+
+
 def _operator() -> str:
     """Who asks: the user of this process and its host."""
     try:
@@ -167,13 +207,18 @@ def _operator() -> str:
     return f"{user}@{socket.gethostname()}"[:NAME_LENGTH]
 
 
-def _figures(rows: int, file_bytes: int, relayed: int, accounts: int, window: export.Window) -> str:
-    return f"{rows} rows, {file_bytes} bytes written, {relayed} bytes relayed, {accounts} accounts, {window}"
+def _figures(
+    rows: int, left_out: int, file_bytes: int, relayed: int, accounts: int, window: export.Window
+) -> str:
+    out = f" ({left_out} session{'s'[: left_out > 1]} without an account left out)" if left_out else ""
+    sizes = f"{file_bytes} bytes written, {relayed} bytes relayed"
+    return f"{rows} rows{out}, {sizes}, {accounts} accounts, {window}"
 
 
 def _recorded(made: UsageExport) -> str:
     window = export.Window(made.window_start, made.window_end)
-    figures = _figures(made.rows, made.file_bytes, made.total_bytes, made.accounts, window)
+    left_out = made.sessions - made.rows
+    figures = _figures(made.rows, left_out, made.file_bytes, made.total_bytes, made.accounts, window)
     return f"{figures}, to {made.output}, SHA-256 {made.digest}"
 
 
