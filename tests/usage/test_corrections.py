@@ -37,9 +37,8 @@ def correct(*args: str) -> None:
 def billed() -> dict[str, Any]:
     """What the account comes to over all time, as the totals have it."""
     sessions = RelaySession.objects.filter(session_id="session-1")
-    totals = [
-        json.loads(line) for line in b"".join(export.stream(sessions, "jsonl", by="month")).splitlines()
-    ]
+    lines = b"".join(export.stream(sessions, "jsonl", by="month")).splitlines()
+    totals = [json.loads(line) for line in lines]
     return {
         name: round(sum(total[name] for total in totals), 3)
         for name in (*corrections.FIGURES, "total_bytes", "duration_seconds", "sessions")
@@ -151,6 +150,12 @@ def test_what_the_caller_can_mend_is_status_2(
         call_command("correct_usage", *args)
     assert error.value.returncode == 2
     assert not RelaySession.objects.filter(corrects__isnull=False).exists()
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_totals_follow_and_are_not_corrected_themselves(session: dict[str, Any]) -> None:
+    with pytest.raises(corrections.CorrectionError, match="total_bytes: expected one of"):
+        corrections.correct(uuid(1), {"total_bytes": 1}, "a test")
 
 
 def test_a_correction_is_not_corrected_but_its_session(session: dict[str, Any]) -> None:
