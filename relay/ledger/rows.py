@@ -9,7 +9,7 @@ from uuid import UUID
 from django.db import connections, models, transaction
 
 from relay.ledger.records import SessionRecord
-from relay.models import RelayLeg, RelaySession
+from relay.models import CORRECTION_FIELDS, RelayLeg, RelaySession
 
 
 class _SomeHaveEnded(Exception):
@@ -75,7 +75,7 @@ def _upsert(model: type[models.Model], rows: Sequence[tuple[Any, Any]], ended: s
         return 0
     connection = connections[using]
     quote = connection.ops.quote_name
-    fields = model._meta.concrete_fields
+    fields = [field for field in model._meta.concrete_fields if field.name not in CORRECTION_FIELDS]
     columns = [quote(str(field.column)) for field in fields]
     values = [
         [session if field.remote_field else getattr(record, field.attname) for field in fields]
