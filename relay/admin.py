@@ -10,7 +10,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 
-from relay.models import RelayLeg, RelaySession
+from relay.models import RelayLeg, RelaySession, UsageExport
 
 DURATIONS = ("duration_seconds", "waiting_seconds", "paired_seconds")
 COUNTERS = (
@@ -162,3 +162,26 @@ class RelaySessionAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         with suppress(ValueError):
             found.append(sessions.filter(pk=UUID(term)).values("pk"))
         return queryset.filter(pk__in=found[0].union(*found[1:])), False
+
+
+@admin.register(UsageExport)
+class UsageExportAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+    """What went to whom; the sessions of an export are too many to list."""
+
+    list_display = (
+        *("destination", "made_at", "made_by", "format", "window_start", "window_end", "account_id"),
+        *("sessions", "rows", "relayed", "delivered_at"),
+    )
+    list_filter = ("destination", "format")
+    date_hierarchy = "made_at"
+    search_fields = ("=digest", "output")
+    search_help_text = "The SHA-256 of a file, or a part of its name"
+    ordering = ("-made_at", "-export_uuid")
+    show_full_result_count = False
+
+    @admin.display(description="relayed", ordering="total_bytes")
+    def relayed(self, export: UsageExport) -> str:
+        return human_bytes(export.total_bytes)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: UsageExport | None = None) -> list[str]:
+        return [field.name for field in UsageExport._meta.concrete_fields]

@@ -6,6 +6,9 @@ from typing import Any
 KIB = 1024
 MIB = 1024 * KIB
 
+EXPORT = "export"
+"""The workload that `exports` runs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -13,7 +16,7 @@ class Workload:
 
     `full` and `quick` are the keyword arguments of the function of this name in `load`, for either size of
     run; `once` workloads run in the first repetition only, as what they measure hardly varies. `nodes`: for
-    contestants of this many server processes, and for those named in `beside`.
+    contestants of this many server processes, and for those named in `beside`; what has none runs by itself.
     """
 
     name: str
@@ -74,6 +77,13 @@ WORKLOADS = (
         {"seconds": 2.0},
         nodes=2,
         beside=("relay-daphne",),
+    ),
+    Workload(
+        EXPORT,
+        "ended sessions to CSV, from PostgreSQL",
+        {"sessions": 1_000_000},
+        {"sessions": 100_000},
+        nodes=0,
     ),
 )
 BY_NAME = {workload.name: workload for workload in WORKLOADS}

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.core.management import call_command
 from django.test import Client, override_settings
 
 from relay.admin import human_bytes, human_duration
 from relay.ledger import rows
-from relay.models import RelayLeg, RelaySession
+from relay.models import RelayLeg, RelaySession, UsageExport
 from tests.databases import Database
 from tests.usage.samples import START, ended, leg, live, uuid
 
@@ -160,3 +162,18 @@ def test_bytes_and_durations_read_well() -> None:
     assert [human_duration(s) for s in (0, 59.94, 59.96, 125, 3599.7, 86_400)] == [
         *("0.0 s", "59.9 s", "1 min 00 s", "2 min 05 s", "1 h 00 min", "24 h 00 min"),
     ]
+
+
+def test_exports_are_shown_and_not_changed(superuser: Client, tmp_path: Path) -> None:
+    fill()
+    output = str(tmp_path / "usage.csv")
+    call_command("export_usage", "--new", "--destination", "billing", "--output", output)
+    made = UsageExport.objects.get()
+    listed = superuser.get("/admin/relay/usageexport/").content.decode()
+    assert "billing" in listed
+    assert superuser.get(f"/admin/relay/usageexport/?q={made.digest}").content.decode().count("billing") > 0
+    detail = f"/admin/relay/usageexport/{made.pk}/change/"
+    assert made.digest in superuser.get(detail).content.decode()
+    for path in (detail, "/admin/relay/usageexport/add/", detail.replace("change", "delete")):
+        assert superuser.post(path, {"destination": "other"}).status_code == 403
+    assert UsageExport.objects.get().destination == "billing"

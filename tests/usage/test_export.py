@@ -4,6 +4,8 @@ import os
 import stat
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -232,3 +234,31 @@ def test_rows_are_streamed_while_the_relay_writes(database: Database) -> None:
     assert (others.returncode, others.stderr) == (0, b"")
     seen += sum(chunk.count(b"\n") for chunk in chunks)
     assert seen == export.ROWS_IN_MEMORY * 2
+
+
+def test_a_terminal_gets_a_progress_bar_and_stdout_only_data(filled: Database) -> None:
+    terminal, end = os.openpty()
+    termios.tcsetwinsize(end, (24, 80))
+    environ = {**os.environ, "DATABASE_URL": filled.url}
+    command = [sys.executable, "manage.py", "export_usage", *DAY]
+    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, stderr=end, timeout=60)
+    os.close(end)
+    shown = b""
+    with suppress(OSError):  # which is how a terminal says that nobody is at its other end
+        while chunk := os.read(terminal, 65536):
+            shown += chunk
+    os.close(terminal)
+    assert done.stdout == CSV.encode()
+    assert b"/4 [" in shown
+    assert shown.endswith(b"2026-11-04T00:00:00.000Z\r\n")
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_month_is_the_window_from_its_first_day_to_the_next_ones(
+    filled: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call_command("export_usage", "--month", "2026-11", "--by", "month", "--account", "acme")
+    output = capsys.readouterr()
+    assert output.out.splitlines()[1].startswith("2026-11,acme,2,")
+    assert output.err.endswith("2026-11-01T00:00:00.000Z to 2026-12-01T00:00:00.000Z\n")
+    assert str(export.month("2026-12")) == "2026-12-01T00:00:00.000Z to 2027-01-01T00:00:00.000Z"
