@@ -220,6 +220,15 @@ class RelaySettings(BaseModel):
         "RELAY_CHECKPOINT_SECONDS: the other node of a session closes it sooner, with better figures.",
     )
 
+    admin_export_rows: int = Field(
+        100_000,
+        ge=1,
+        le=1_000_000,
+        alias="RELAY_ADMIN_EXPORT_ROWS",
+        description="Most sessions that one download from the admin holds; more are for export_usage. "
+        "100000: about 25 MB, which the process holds in memory for as long as the download takes.",
+    )
+
     @field_validator("trusted_proxies")
     @classmethod
     def _are_networks(cls, given: str) -> str:

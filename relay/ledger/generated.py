@@ -132,7 +132,7 @@ class _Made:
             waiting_ms, paired_ms = min(round(waits), most_ms), 0
         up = down = 0
         if paired:
-            total = account.scale * chance.lognormvariate(0, 1.4) * (1 + paired_ms / 300_000)
+            total = account.scale * chance.lognormvariate(0, 1.1) * (1 + paired_ms / 300_000) ** 0.6
             share = chance.betavariate(1.2, 2.2)
             up, down = round(total * share), round(total * (1 - share))
         frame = chance.choice((90, 400, 1200, 8000, 32_000))
