@@ -66,7 +66,7 @@ def scale(most: int) -> int:
     unit = 1024
     while unit * 1024 <= most:
         unit *= 1024
-    for factor in (4, 8, 20, 40, 80, 200, 400, 800):
+    for factor in (4, 8, 20, 40, 80, 200, 400, 800, 1200):
         if most <= factor * unit:
             return factor * unit
     return 4 * 1024 * unit

@@ -205,7 +205,7 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
             told = [session for session in live if session.pk in error.told]
             self.message_user(
                 request,
-                f"{len(live) - len(told)} sessions could not be told, as the channel layer failed ({error}).",
+                f"{_sessions(len(live) - len(told))} could not be told: the channel layer failed ({error}).",
                 messages.ERROR,
             )
         if told:
@@ -219,9 +219,7 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
         LogEntry.objects.log_actions(user.pk, told, CHANGE, change_message=said)
         left = operator.still_live([session.pk for session in told])
         if closed := len(told) - left:
-            self.message_user(
-                request, f"Closed {closed} session{'' if closed == 1 else 's'}.", messages.SUCCESS
-            )
+            self.message_user(request, f"Closed {_sessions(closed)}.", messages.SUCCESS)
         if left:
             self.message_user(
                 request,
@@ -290,6 +288,10 @@ def _export(ended: QuerySet[RelaySession], form: str, sink: StringIO) -> None:
     """The same rows in the same form as the command writes them: the one place that knows how."""
     rows = ended.order_by("timestamp", "session_uuid").prefetch_related(None).values_list(*LINE_FIELDS)
     export.write(rows.iterator(chunk_size=export.ROWS_IN_MEMORY), form, sink)
+
+
+def _sessions(count: int) -> str:
+    return f"{count} session{'' if count == 1 else 's'}"
 
 
 def state_of(session: RelaySession) -> str:

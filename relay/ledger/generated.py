@@ -100,10 +100,11 @@ class _Made:
     def __init__(self, seed: int, until: datetime) -> None:
         self.random = random.Random(f"{seed} {until.isoformat()}")  # noqa: S311 - made up, not secret
         self.until = until
+        own = random.Random(seed)  # noqa: S311 - the accounts are the same at all times
         self.accounts = [
-            Account(f"{name}-{trade}", 4e5 * self.random.lognormvariate(0, 1.2), 4 + round(600 / (i + 1)))
+            Account(f"{name}-{trade}", 4e5 * own.lognormvariate(0, 1.2), 4 + round(600 / (i + 1)))
             for i, (name, trade) in enumerate(
-                self.random.sample([(name, trade) for name in NAMES for trade in TRADES], 60)
+                own.sample([(name, trade) for name in NAMES for trade in TRADES], 60)
             )
         ]
         self.accounts.append(Account(None, 5e4, 20))  # tokens may name no account
