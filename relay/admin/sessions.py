@@ -59,6 +59,7 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     )
     list_filter = (StateFilter, ReasonFilter, AccountFilter, StartedFilter)
     list_filter_submit = True
+    change_list_template = "relay/admin/change_list.html"
     list_before_template = "relay/admin/list_tools.html"
     list_disable_select_all = True
     list_fullwidth = True
