@@ -70,6 +70,7 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     show_full_result_count = False  # a second count over everything, for a number that nobody needs
     show_facets = admin.ShowFacets.NEVER  # a count for each choice, over everything
     actions = ("close_sessions",)
+    change_form_template = "relay/admin/change_form.html"
     change_form_outer_before_template = "relay/admin/session.html"
     fieldsets = (
         ("Record", {"fields": ("session_id", "account_id", "reason", "session_uuid", "node")}),
@@ -170,7 +171,6 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
             "recorded_at": recorded_at(session),
             "timeline": timeline(session, legs),
             "legs": legs,
-            "show_close": False,  # it would close the page, beside a button that closes the session
             "may_close": session.timestamp is None and self.has_close_permission(request),
         }
         response: HttpResponse = super().render_change_form(request, context, *args, obj=obj, **kwargs)

@@ -35,6 +35,11 @@ WAIT_MS = 20_000
 
 PASSWORD = "a password for tests"
 
+CLIPPED = """[...document.querySelectorAll("td, th, dd, h1, h2")]
+    .filter(cell => cell.scrollHeight > cell.clientHeight + 2 && getComputedStyle(cell).overflow === "hidden")
+    .map(cell => cell.outerHTML.slice(0, 200))"""
+"""What has more to show than it has room for."""
+
 MAKE_USER = f"""
 from django.contrib.auth.models import User
 User.objects.create_superuser("operator", "operator@example.com", {PASSWORD!r})
@@ -239,6 +244,7 @@ def test_each_page_looks_right_and_can_be_used_by_all(
                 expect(page.get_by_role("heading", name="Timeline")).to_be_visible()
             expect(page.locator("h1")).to_have_count(1)
             assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"], name
+            assert page.evaluate(CLIPPED) == [], name
             page.screenshot(path=PICTURES / f"{name}-{scheme}-{size}.png", full_page=name == "dashboard")
             check(page)
 
