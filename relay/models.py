@@ -67,6 +67,7 @@ class RelaySession(models.Model):
 
     class Meta:
         verbose_name = "session"
+        permissions: ClassVar = [("close_session", "Can close a live session")]
         # Each index is named after the question that it answers.
         indexes: ClassVar = [
             models.Index(fields=["timestamp", "session_uuid"], name="relay_session_ended"),
