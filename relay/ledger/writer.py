@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
-from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from relay import conf
 from relay.ledger import nodes, replay
@@ -21,6 +21,10 @@ from relay.ledger.spool import Entry, Spool, node_of
 
 FIRST_RETRY_SECONDS = 0.1
 """Pause after the first failure, doubled with each further one: a dropped connection costs next to none."""
+
+CONNECTION_SECONDS = 60.0
+"""How long a connection is kept: to open one takes longer than to write a batch, ten times a second; and a
+database that has moved, or a pool in front of it, is followed within a minute."""
 
 LONGEST_RETRY_SECONDS = 5.0
 """Pause between attempts at most: a database that is back is noticed in seconds, one that is away costs
@@ -107,6 +111,7 @@ class Ledger:
         self._retry_at = 0.0
         self._away_since = 0.0
         self._warned_at = float("-inf")
+        self._connected_at = float("-inf")
         self._place = nodes.this_place()
         self._beat_due_at = clock() if node else float("inf")
         self._beaten_at = float("-inf")  # when the last heartbeat that was written was begun
@@ -301,9 +306,7 @@ class Ledger:
 
     def _attempt(self) -> bool:
         try:
-            with self._deadline:
-                close_old_connections()
-                connections[self._using].ensure_connection()
+            self._connect()
             upkeep = self._beat()
             if self._spool is not None and self._spool.size:
                 self._write_entries(self._spool.entries(), own=True)
@@ -445,6 +448,16 @@ class Ledger:
     def _retry_seconds(self) -> float:
         # The exponent has a bound as well: 2 ** failures of a day's outage is no float any more.
         return min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(self._failures - 1, 16))
+
+    def _connect(self) -> None:
+        """Have a connection, and keep it for many batches, whatever Django's settings say about requests'."""
+        connection = connections[self._using]
+        if self._clock() - self._connected_at > CONNECTION_SECONDS:
+            self._drop_connection()
+        if connection.connection is None:
+            with self._deadline:
+                connection.ensure_connection()
+            self._connected_at = self._clock()
 
     def _drop_connection(self) -> None:
         with suppress(Exception):  # it may be broken in any way; a new one is made when needed
