@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -11,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from . import plan, report, stats
+from . import plan, report, stats, usage
 from .contestants import BY_NAME, ROOT, Contestant, Launch, Place
 from .measure import ProcessTree, cpu_seconds
-from .runner import Cell, Results, Run, run
+from .runner import Cell, LoadGenerator, Results, Run, Server, run
 from .traffic import encode, make_trace, realistic_sizes
 
 
@@ -252,4 +253,63 @@ def test_what_is_within_noise_takes_several_rounds_to_tell(rounds: int, met: boo
         for v in report.verdicts({"nodes-same": {"nodes-relay": cell, "relay-daphne": cell}})
         if "within noise" in v.goal
     ]
+    assert verdict.met is met
+
+
+@pytest.mark.parametrize(("name", "rows"), [("ledger-sqlite", 1), ("ledger-off", 0)])
+def test_with_the_ledger_on_each_session_is_recorded_and_with_it_off_none(name: str, rows: int) -> None:
+    server, generator = Server(BY_NAME[name]), LoadGenerator()
+    try:
+        answer = generator.run(plan.Job("joins", {"seconds": 0.2}, server.target), 60)
+        with sqlite3.connect(server.folder / "relay.sqlite3") as database:
+            (recorded,) = database.execute("SELECT count(*) FROM relay_relaysession").fetchone()
+        database.close()
+    finally:
+        generator.stop()
+        server.stop()
+    sessions = answer["figures"]["joins"] / 2 + usage.WARM_UP_PAIRS
+    assert recorded == rows * sessions
+    assert answer["figures"]["cpu_us_per_join"] > 0
+
+
+def test_joins_of_legs_that_nobody_pairs_are_measured_as_well() -> None:
+    (figures,) = _short(["accepting"], ["joins"])["joins"]["accepting"].runs
+    assert figures is not None
+    assert figures["joins"] > 0
+    assert figures["database_cpu_us_per_join"] == 0
+
+
+def test_a_checkpoint_is_one_of_all_sessions_on_each_database() -> None:
+    options = {"sessions": 60, "rounds": 1, "seconds": 0.2}
+    work = [replace(plan.BY_NAME[name], quick=options) for name in ("checkpoint", "rtt-checkpoint")]
+    names = ("ledger-sqlite", "ledger-postgresql")
+    results = run(Run([BY_NAME[name] for name in names], work, True, 1), lambda _: None)
+    for cells in results.values():
+        for name in names:
+            (figures,) = cells[name].runs
+            assert figures is not None, cells[name].failures
+            assert figures["sessions"] == 60
+    figures = results["checkpoint"]["ledger-sqlite"].runs[0]
+    assert figures is not None
+    assert figures["cpu_net"] < figures["cpu_gross"]
+    assert 0 < figures["lag_p99_ms"] <= figures["lag_max_ms"]
+
+
+@pytest.mark.parametrize(("joins", "rounds", "met"), [(900.0, 5, True), (899.0, 5, False), (900.0, 4, None)])
+def test_a_goal_of_the_ledger_is_met_only_by_its_ratio_over_several_rounds(
+    joins: float, rounds: int, met: bool | None
+) -> None:
+    def cell(value: float) -> Cell:
+        return Cell(runs=[{"joins_per_cpu_s": value}] * rounds)
+
+    results = {"joins": {"ledger-postgresql": cell(joins), "ledger-off": cell(1000.0)}}
+    (verdict,) = [v for v in report.verdicts(results) if "PostgreSQL" in v.goal and "ledger off" in v.goal]
+    assert verdict.met is met
+
+
+@pytest.mark.parametrize(("seconds", "met"), [(2.0, True), (2.1, False)])
+def test_a_goal_of_a_checkpoint_says_of_how_many_sessions(seconds: float, met: bool) -> None:
+    cell = Cell(runs=[{"cpu_net": seconds, "sessions": 9_900.0}])
+    results = {"checkpoint": {"ledger-sqlite": cell}}
+    (verdict,) = [v for v in report.verdicts(results) if "9,900 sessions on SQLite: CPU" in v.goal]
     assert verdict.met is met
