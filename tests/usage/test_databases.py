@@ -18,6 +18,7 @@ def test_a_sqlite_file_named_by_url_is_set_up_like_the_default_one(
     default = environment.read({}, tmp_path).database
     named = environment.read({"DATABASE_URL": database.url}, tmp_path).database
     assert named["OPTIONS"] == default["OPTIONS"]
+    assert named["CONN_MAX_AGE"] == default["CONN_MAX_AGE"] > 0  # else each batch would open one of its own
     with connection.cursor() as cursor:
         assert cursor.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
