@@ -98,6 +98,11 @@ class Postgres:
     def resume(self) -> None:
         self._signal_all(signal.SIGCONT)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def create(self, name: str) -> str:
         """Make an empty database; gives its URL."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
