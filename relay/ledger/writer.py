@@ -114,6 +114,7 @@ class Ledger:
         self._connected_at = float("-inf")
         self._place = nodes.this_place()
         self._beat_due_at = clock() if node else float("inf")
+        self._upkeep_due = False  # until all of it was done: a failed one is tried again with the next batch
         self._beaten_at = float("-inf")  # when the last heartbeat that was written was begun
         self._beating_since = float("-inf")  # since when there was none missing
         # What the database may know as live; others look at it, too.
@@ -307,14 +308,15 @@ class Ledger:
     def _attempt(self) -> bool:
         try:
             self._connect()
-            upkeep = self._beat()
+            self._beat()
             if self._spool is not None and self._spool.size:
                 self._write_entries(self._spool.entries(), own=True)
                 self._spool.clear()
             self._spool_error = ""
             self._write_entries(self._entries(), own=True)
-            if upkeep:
+            if self._upkeep_due:
                 self._look_after_the_dead()
+                self._upkeep_due = False
         except Exception as error:  # noqa: BLE001 - a writer that ends on a surprise would lose all that comes
             self._drop_connection()
             self._note_failure(error)
@@ -385,11 +387,11 @@ class Ledger:
 
     # Heartbeats, and who has none any more
 
-    def _beat(self) -> bool:
-        """Leave a heartbeat if one is due; whether it was."""
+    def _beat(self) -> None:
+        """Leave a heartbeat if one is due; what is to be done with each is due as well then."""
         began = self._clock()
         if began < self._beat_due_at:
-            return False
+            return
         with self._deadline:
             nodes.beat(self._node, self._place, self._using)
         with self._changed:
@@ -397,7 +399,7 @@ class Ledger:
                 self._beating_since = began
             self._beaten_at = began
         self._beat_due_at = began + self._settings.checkpoint_seconds
-        return True
+        self._upkeep_due = True
 
     def _look_after_the_dead(self) -> None:
         """Replay the spools and close the sessions of nodes that are no more."""
