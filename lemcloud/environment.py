@@ -25,10 +25,6 @@ VARIABLES = frozenset(
 )
 """The `RELAY_` variables read here rather than by the app."""
 
-CONNECTION_SECONDS = 60
-"""How long a database connection is kept: the ledger writes ten times a second, and to open one takes longer
-than to write. When SQLite's last one is closed, it copies its log into the file and removes it."""
-
 SQLITE_OPTIONS: dict[str, Any] = {
     # Readers don't wait for the writer; FULL: a usage record that is committed survives a power cut.
     "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL",
@@ -93,7 +89,9 @@ class Environment(BaseModel):
     @classmethod
     def _parse_database(cls, given: str) -> dict[str, Any]:
         try:
-            parsed = dj_database_url.parse(given, conn_max_age=CONNECTION_SECONDS, conn_health_checks=True)
+            # A connection ends with its request: each request has a thread of its own under ASGI, so that one
+            # that is kept longer would be left open with the thread. The ledger keeps its own.
+            parsed = dj_database_url.parse(given, conn_max_age=0)
         except ValueError as error:
             raise ValueError("expected a URL like postgres://user:password@host:5432/name") from error
         config: dict[str, Any] = dict(parsed)
@@ -168,6 +166,5 @@ def _sqlite(var_dir: Path) -> dict[str, Any]:
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": str(var_dir / "relay.sqlite3"),
-        "CONN_MAX_AGE": CONNECTION_SECONDS,
         "OPTIONS": SQLITE_OPTIONS,
     }

@@ -16,6 +16,12 @@ SESSION_ID_LENGTH = 128
 NAME_LENGTH = 255
 """Characters kept of an account, subject, token id or node; what identity providers commonly allow."""
 
+CORRECTION_FIELDS = ("corrects", "revision", "note")
+"""Those of a session that only a correction has, and only `relay.ledger.corrections` writes."""
+
+DESTINATION_LENGTH = 64
+"""Characters of the name of an export's destination at most: a word or two."""
+
 ADDRESS_LENGTH = 64
 """Characters kept of an address: an IPv6 address with a zone takes up to 61."""
 
@@ -46,9 +52,22 @@ class RelaySession(models.Model):
     started_at = models.DateTimeField("started")
     paired_at = models.DateTimeField("paired", null=True, blank=True)
     node = models.CharField("opened by node", max_length=NAME_LENGTH, blank=True)
+    # Of corrections only (`relay.ledger.corrections`); the ledger's upsert leaves them to the database.
+    corrects = models.ForeignKey(
+        "self",
+        on_delete=models.PROTECT,
+        related_name="corrections",
+        null=True,
+        blank=True,
+        db_index=False,  # the constraint below has it
+        verbose_name="corrects",
+    )
+    revision = models.PositiveSmallIntegerField("number of the correction", default=0, db_default=0)
+    note = models.CharField("why", max_length=NAME_LENGTH, blank=True, default="", db_default="")
 
     class Meta:
         verbose_name = "session"
+        permissions: ClassVar = [("close_session", "Can close a live session")]
         # Each index is named after the question that it answers.
         indexes: ClassVar = [
             models.Index(fields=["timestamp", "session_uuid"], name="relay_session_ended"),
@@ -73,6 +92,16 @@ class RelaySession(models.Model):
                 name="relay_session_end_has_reason",
                 condition=models.Q(timestamp__isnull=True, reason="")
                 | models.Q(timestamp__isnull=False) & ~models.Q(reason=""),
+            ),
+            models.CheckConstraint(
+                name="relay_session_correction_is_numbered",
+                condition=models.Q(corrects__isnull=True, revision=0)
+                | models.Q(corrects__isnull=False, revision__gt=0, timestamp__isnull=False),
+            ),
+            models.UniqueConstraint(
+                name="relay_session_correction_once",
+                fields=["corrects", "revision"],
+                condition=models.Q(corrects__isnull=False),
             ),
         ]
 
@@ -130,3 +159,70 @@ class RelayNode(models.Model):
 
     def __str__(self) -> str:
         return self.node
+
+
+class UsageExport(models.Model):
+    """One file of sessions that went to a destination which bills from it. See `relay.ledger.deliveries`.
+
+    Written once, in the transaction that says what is in the file; only `delivered_at` comes after it, when
+    the file has its name, and `output`, should the file have to go elsewhere than it was meant to.
+    """
+
+    export_uuid = models.UUIDField("UUID", primary_key=True, editable=False)
+    destination = models.CharField(max_length=DESTINATION_LENGTH)
+    format = models.CharField(max_length=16)
+    options = models.JSONField("options of the format", default=dict)
+    window_start = models.DateTimeField("ended from", null=True, blank=True)
+    window_end = models.DateTimeField("ended before", null=True, blank=True)
+    account_id = models.CharField(  # noqa: DJ001 - null is "all accounts"
+        "account", max_length=NAME_LENGTH, null=True, blank=True
+    )
+    sessions = models.BigIntegerField("sessions and corrections")
+    rows = models.BigIntegerField("rows or events written")
+    accounts = models.BigIntegerField()
+    total_bytes = models.BigIntegerField("bytes relayed, both ways")
+    file_bytes = models.BigIntegerField("size of the file in bytes")
+    digest = models.CharField("SHA-256 of the file", max_length=64)
+    output = models.TextField("file")
+    made_at = models.DateTimeField("made")
+    made_by = models.CharField(max_length=NAME_LENGTH)
+    delivered_at = models.DateTimeField("file in place", null=True, blank=True)
+
+    class Meta:
+        verbose_name = "export"
+        indexes: ClassVar = [models.Index(fields=["made_at"], name="relay_export_newest_first")]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                name="relay_export_one_unfinished",
+                fields=["destination"],
+                condition=models.Q(delivered_at__isnull=True),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.destination} {self.made_at:%Y-%m-%d %H:%M} UTC"
+
+
+class ExportedSession(models.Model):
+    """A session that is in an export: at most once per destination, which the database holds."""
+
+    export = models.ForeignKey(
+        UsageExport, on_delete=models.PROTECT, related_name="exported", db_column="export_uuid"
+    )
+    session = models.ForeignKey(
+        RelaySession,
+        on_delete=models.PROTECT,
+        related_name="exported",
+        db_column="session_uuid",
+        db_index=False,  # the constraint below has it
+    )
+    destination = models.CharField(max_length=DESTINATION_LENGTH)
+
+    class Meta:
+        verbose_name = "exported session"
+        constraints: ClassVar = [
+            models.UniqueConstraint(name="relay_exported_once", fields=["session", "destination"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.session_id} to {self.destination}"

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from relay.closing import MAX_REASON_BYTES
 from relay.models import ADDRESS_LENGTH, NAME_LENGTH, SESSION_ID_LENGTH
@@ -161,6 +161,32 @@ def merge(older: SessionRecord | None, newer: SessionRecord) -> SessionRecord:
         if leg.leg_uuid not in legs or not legs[leg.leg_uuid].closed:
             legs[leg.leg_uuid] = leg
     return replace(older if older.closed else newer, legs=tuple(legs.values()))
+
+
+COUNTED = (
+    "bytes_client_to_server",
+    "bytes_server_to_client",
+    "frames_client_to_server",
+    "frames_server_to_client",
+)
+"""What is counted of a session."""
+
+
+def rest_of(record: SessionRecord, settled: SessionRecord) -> SessionRecord | None:
+    """What `record` says beyond `settled`, as which others have closed the session of a node they lost.
+
+    A record of its own, since a closed one never changes: with the differences, and a UUID that follows from
+    the session's (version 5, RFC 9562 section 5.5), so that telling it twice makes no second one. None if
+    there is nothing to tell.
+    """
+    more = {
+        name: max(0, getattr(record, name) - getattr(settled, name))
+        for name in (*COUNTED, "waiting_ms", "paired_ms")
+    }
+    if not record.closed and not any(more[name] for name in COUNTED):
+        return None
+    uuid = uuid5(record.session_uuid, "after node_lost")
+    return replace(record, session_uuid=uuid, legs=(), **more)
 
 
 def cut(moment: datetime) -> datetime:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from . import contestants, plan, report
+from . import contestants, exports, plan, report
 from .runner import Run, run
 
 T = TypeVar("T")
@@ -70,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = Run(options.only, options.work, options.quick, repetitions, options.seconds)
     try:
         results = run(work, _tell)
+        if plan.BY_NAME[plan.EXPORT] in options.work:
+            sessions = work.options(plan.BY_NAME[plan.EXPORT])["sessions"]
+            results[plan.EXPORT] = exports.run(sessions, repetitions, _tell)
     except KeyboardInterrupt:
         _tell("interrupted; all servers are stopped\n")
         return 130

@@ -6,6 +6,9 @@ from typing import Any
 KIB = 1024
 MIB = 1024 * KIB
 
+EXPORT = "export"
+"""The workload that `exports` runs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -13,8 +16,8 @@ class Workload:
 
     `full` and `quick` are the keyword arguments of the function of this name in `load`, for either size of
     run; `once` workloads run in the first repetition only: what they measure hardly varies, or they repeat it
-    themselves. `nodes`: for contestants of this many server processes, and for those named in `beside`;
-    `only`: for these alone, of which the first is what the others are compared with.
+    themselves. `nodes`: for contestants of this many server processes, and for those named in `beside`; what
+    has none runs by itself. `only`: for these alone, of which the first is what the others are compared with.
     """
 
     name: str
@@ -76,6 +79,13 @@ WORKLOADS = (
         {"seconds": 2.0},
         nodes=2,
         beside=("relay-daphne",),
+    ),
+    Workload(
+        EXPORT,
+        "ended sessions to CSV, from PostgreSQL",
+        {"sessions": 1_000_000},
+        {"sessions": 100_000},
+        nodes=0,
     ),
     Workload(
         "joins",

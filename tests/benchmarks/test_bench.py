@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from . import plan, report, stats, usage
+from . import exports, plan, report, stats, usage
 from .contestants import BY_NAME, ROOT, Contestant, Launch, Place
 from .measure import ProcessTree, cpu_seconds
 from .runner import Cell, LoadGenerator, Results, Run, Server, run
@@ -254,6 +254,28 @@ def test_what_is_within_noise_takes_several_rounds_to_tell(rounds: int, met: boo
         if "within noise" in v.goal
     ]
     assert verdict.met is met
+
+
+def test_the_export_runs_beside_a_bare_cursor_and_both_write_all_sessions() -> None:
+    cells = exports.run(500, 1, lambda _: None)
+    assert [cell.failures for cell in cells.values()] == [[], []]
+    ours, bare = (cells[name].runs[0] for name in (exports.OURS, exports.BARE))
+    assert ours is not None
+    assert bare is not None
+    assert ours["peak_bytes"] > bare["peak_bytes"] > plan.MIB
+    text = report.markdown({plan.EXPORT: cells}, {"when": "", "size": "", "repetitions": 1, "machine": ""})
+    assert "at most 1.5 times a bare psycopg cursor" in text
+
+
+@pytest.mark.parametrize(("seconds", "peak", "met"), [(15.0, 149e6, True), (15.1, 150e6, False)])
+def test_the_goals_of_the_export_are_its_ratio_and_its_memory(seconds: float, peak: float, met: bool) -> None:
+    results = {
+        plan.EXPORT: {
+            exports.OURS: Cell(runs=[{"seconds": seconds, "peak_bytes": peak}]),
+            exports.BARE: Cell(runs=[{"seconds": 10.0, "peak_bytes": 70e6}]),
+        }
+    }
+    assert [v.met for v in report.verdicts(results) if "export of sessions" in v.goal] == [met, met]
 
 
 @pytest.mark.parametrize(("name", "rows"), [("ledger-sqlite", 1), ("ledger-off", 0)])

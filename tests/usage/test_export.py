@@ -4,10 +4,13 @@ import os
 import stat
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.core.management import CommandError, call_command
 
 from relay.ledger import export, rows
 from relay.management.output import open_output
@@ -16,15 +19,15 @@ from tests.usage.samples import START, ended, live
 
 CSV = """\
 session_id,duration_seconds,bytes_client_to_server,bytes_server_to_client,total_bytes,timestamp,session_uuid,\
-account_id,reason,waiting_seconds,paired_seconds,frames_client_to_server,frames_server_to_client
+account_id,reason,waiting_seconds,paired_seconds,frames_client_to_server,frames_server_to_client,corrects,revision
 session-1,0.3,1001,2000,3001,2026-11-03T12:00:00.000Z,00000000-0000-0000-0000-000000000001,\
-acme,peer_left,0.1,0.2,3,4
+acme,peer_left,0.1,0.2,3,4,,0
 session-2,0.3,1002,2000,3002,2026-11-03T12:00:01.120Z,00000000-0000-0000-0000-000000000002,\
-acme,peer_left,0.1,0.2,3,4
+acme,peer_left,0.1,0.2,3,4,,0
 session-3,0.3,1003,2000,3003,2026-11-03T12:00:01.120Z,00000000-0000-0000-0000-000000000003,\
-,node_lost,0.1,0.2,3,4
+,node_lost,0.1,0.2,3,4,,0
 session-4,3600.007,1004,2000,3004,2026-11-03T23:59:59.999Z,00000000-0000-0000-0000-000000000004,\
-"b, \u00e9""x",wait_timeout,3600.007,0.0,3,4
+"b, \u00e9""x",wait_timeout,3600.007,0.0,3,4,,0
 """
 
 JSONL = (
@@ -32,7 +35,7 @@ JSONL = (
     '"bytes_server_to_client": 2000, "total_bytes": 3004, "timestamp": "2026-11-03T23:59:59.999Z", '
     '"session_uuid": "00000000-0000-0000-0000-000000000004", "account_id": "b, \\u00e9\\"x", '
     '"reason": "wait_timeout", "waiting_seconds": 3600.007, "paired_seconds": 0.0, '
-    '"frames_client_to_server": 3, "frames_server_to_client": 4}\n'
+    '"frames_client_to_server": 3, "frames_server_to_client": 4, "corrects": null, "revision": 0}\n'
 )
 
 DAY = ("--from", "2026-11-03", "--to", "2026-11-04")
@@ -71,7 +74,8 @@ def test_csv_is_the_same_bytes_on_both_databases_and_nothing_else_is_on_stdout(f
     done = run(filled, *DAY)
     assert done.stdout == CSV.encode()
     assert done.stderr.decode().splitlines() == [
-        "4 sessions, 12010 bytes, 2026-11-03T00:00:00.000Z to 2026-11-04T00:00:00.000Z"
+        f"4 rows, {len(CSV.encode())} bytes written, 12010 bytes relayed, 2 accounts, "
+        "2026-11-03T00:00:00.000Z to 2026-11-04T00:00:00.000Z"
     ]
     assert done.returncode == 0
 
@@ -124,6 +128,11 @@ def test_a_full_disk_leaves_what_was_there(filled: Database) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
+        ((), "expected a window: --from and --to, or --month"),
+        (("--from", "2026-11-03"), "expected a window: --from and --to, or --month"),
+        ((*DAY, "--month", "2026-11"), "--month: expected either that or --from and --to"),
+        (("--month", "2026-13"), "--month: expected a month like 2026-11, got '2026-13'"),
+        (("--month", "2026-1"), "--month: expected a month like 2026-11"),
         (("--from", "2026-11-04", "--to", "2026-11-03"), "the window is empty"),
         (("--from", "2026-11-04", "--to", "2026-11-04"), "the window is empty"),
         (("--from", "yesterday", "--to", "2026-11-03"), "--from: expected a date"),
@@ -136,11 +145,21 @@ def test_a_full_disk_leaves_what_was_there(filled: Database) -> None:
 )
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_what_the_caller_can_mend_is_one_line_and_status_2(
-    filled: Database, args: tuple[str, ...], says: str
+    filled: Database, args: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = run(filled, *args)
+    with pytest.raises(CommandError) as error:
+        call_command("export_usage", *args)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.returncode == 2
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_mistake_is_one_line_on_stderr(filled: Database) -> None:
+    done = run(filled, "--from", "2026-11-04", "--to", "2026-11-03")
     [line] = done.stderr.decode().splitlines()
-    assert says in line
+    assert line.startswith("CommandError: the window is empty")
     assert (done.returncode, done.stdout) == (2, b"")
 
 
@@ -156,8 +175,8 @@ def test_a_failure_on_the_way_leaves_no_file(tmp_path: Path) -> None:
     target.write_text("old")
 
     def interrupted() -> None:
-        with open_output(str(target), sys.stdout) as sink:
-            sink.write("half")
+        with open_output(str(target), sys.stdout) as write:
+            write(b"half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -196,8 +215,9 @@ def test_rows_are_streamed_while_the_relay_writes(database: Database) -> None:
     """Neither all in memory, nor a lock that keeps the ledger out."""
     rows.write([ended(number, timestamp=START) for number in range(export.ROWS_IN_MEMORY * 2)], "default")
     window = export.Window(START, START + timedelta(days=1))
-    sessions = export.ended_sessions(window)
-    seen = [next(sessions) for _ in range(10)]
+    chunks = export.stream(export.ended_sessions(window), "jsonl")
+    seen = next(chunks).count(b"\n")
+    assert seen == export.ROWS_IN_MEMORY
     others = subprocess.run(
         [
             sys.executable,
@@ -212,5 +232,33 @@ def test_rows_are_streamed_while_the_relay_writes(database: Database) -> None:
         timeout=10,
     )
     assert (others.returncode, others.stderr) == (0, b"")
-    seen += list(sessions)
-    assert len(seen) == export.ROWS_IN_MEMORY * 2
+    seen += sum(chunk.count(b"\n") for chunk in chunks)
+    assert seen == export.ROWS_IN_MEMORY * 2
+
+
+def test_a_terminal_gets_a_progress_bar_and_stdout_only_data(filled: Database) -> None:
+    terminal, end = os.openpty()
+    termios.tcsetwinsize(end, (24, 80))
+    environ = {**os.environ, "DATABASE_URL": filled.url}
+    command = [sys.executable, "manage.py", "export_usage", *DAY]
+    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, stderr=end, timeout=60)
+    os.close(end)
+    shown = b""
+    with suppress(OSError):  # which is how a terminal says that nobody is at its other end
+        while chunk := os.read(terminal, 65536):
+            shown += chunk
+    os.close(terminal)
+    assert done.stdout == CSV.encode()
+    assert b"/4 [" in shown
+    assert shown.endswith(b"2026-11-04T00:00:00.000Z\r\n")
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_month_is_the_window_from_its_first_day_to_the_next_ones(
+    filled: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call_command("export_usage", "--month", "2026-11", "--by", "month", "--account", "acme")
+    output = capsys.readouterr()
+    assert output.out.splitlines()[1].startswith("2026-11,acme,2,")
+    assert output.err.endswith("2026-11-01T00:00:00.000Z to 2026-12-01T00:00:00.000Z\n")
+    assert str(export.month("2026-12")) == "2026-12-01T00:00:00.000Z to 2027-01-01T00:00:00.000Z"
