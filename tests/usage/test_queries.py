@@ -22,13 +22,20 @@ from tests.usage.samples import uuid
 
 SESSIONS = {"sqlite": 2_000, "postgresql": 1_000_000}
 START = datetime(2026, 1, 1, tzinfo=UTC)
+LEGS = 10_000
 SECONDS_BETWEEN = 10
 """So that a million sessions are four months."""
 
 COUNT_OF_ALL = 'SELECT COUNT(*) AS "__count" FROM "relay_relaysession"'
 """For the page numbers under the admin's unfiltered list: no index makes that less than all."""
 
-SCANNED = {"sqlite": "SCAN relay_relaysession", "postgresql": "Seq Scan on relay_relaysession"}
+
+def reads_every_session(vendor: str, sql: str, plan: str) -> bool:
+    """Whether a plan does; a walk along an index ends where the page does."""
+    if vendor == "postgresql":
+        return "Seq Scan on relay_relaysession" in plan
+    walks = [line for line in plan.splitlines() if line.startswith("SCAN relay_relaysession")]
+    return any("USING INDEX" not in walk or "LIMIT" not in sql for walk in walks)
 
 
 @pytest.fixture(scope="module", params=list(SESSIONS))
@@ -54,12 +61,14 @@ def _fill(vendor: str, count: int) -> None:
         numbers, key = f"generate_series(1, {count}) AS n", "lpad(to_hex(n), 32, '0')::uuid"
         moment = f"timestamptz '2026-01-01Z' + n * interval '{SECONDS_BETWEEN} seconds'"
     else:
-        series = f"WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s LIMIT {count})"
-        numbers, key = f"({series} SELECT n FROM s)", "printf('%032x', n)"  # noqa: S608
+        numbers = (
+            f"(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s LIMIT {count}) SELECT * FROM s)"  # noqa: S608
+        )
+        key = "printf('%032x', n)"
         moment = f"datetime('2026-01-01', (n * {SECONDS_BETWEEN}) || ' seconds')"
     live, node = f"n > {count - 100}", "'host:' || n % 5 || ':1'"
     session = {
-        **dict.fromkeys((field.column for field in RelaySession._meta.concrete_fields), "0"),
+        **{f.column: "NULL" if f.null else "0" for f in RelaySession._meta.concrete_fields},
         "session_uuid": key,
         "session_id": "'session-' || n",
         "account_id": "'account-' || n % 1000",
@@ -70,7 +79,7 @@ def _fill(vendor: str, count: int) -> None:
         "reason": f"CASE WHEN {live} THEN '' WHEN n % 100 = 0 THEN 'node_lost' ELSE 'peer_left' END",
     }
     leg = {
-        **dict.fromkeys((field.column for field in RelayLeg._meta.concrete_fields), "''"),
+        **{f.column: "NULL" if f.null else "''" for f in RelayLeg._meta.concrete_fields},
         "leg_uuid": key,
         "session_uuid": key,
         "role": "'client'",
@@ -78,15 +87,18 @@ def _fill(vendor: str, count: int) -> None:
         "node": node,
         "joined_at": moment,
         "left_at": session["timestamp"],
-        **dict.fromkeys(("bytes_received", "frames_received", "close_code"), "0"),
+        **dict.fromkeys(("bytes_received", "frames_received"), "0"),
     }
     indexes = RelaySession._meta.indexes
+    if vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SET maintenance_work_mem = '256MB'")
     with connection.schema_editor() as editor:
         for index in indexes:
             editor.remove_index(RelaySession, index)
     with connection.cursor() as cursor:
         # Legs of the newest only: their table is asked by its keys.
-        for table, values, first in (("relaysession", session, 0), ("relayleg", leg, count - 100_000)):
+        for table, values, first in (("relaysession", session, 0), ("relayleg", leg, count - LEGS)):
             cursor.execute(
                 f"INSERT INTO relay_{table} ({', '.join(values)}) "  # noqa: S608
                 f"SELECT {', '.join(values.values())} FROM {numbers} WHERE n > {first}"
@@ -98,7 +110,7 @@ def _fill(vendor: str, count: int) -> None:
         RelayNode.objects.create(node=f"host:{number}:1", place="here", beat_at=datetime.now(UTC))
     if vendor == "postgresql":  # it does so by itself; SQLite only when told, which nobody does
         with connection.cursor() as cursor:
-            cursor.execute("VACUUM ANALYZE relay_relaysession, relay_relayleg")
+            cursor.execute("ANALYZE relay_relaysession, relay_relayleg")
 
 
 def _admin(query: str) -> Callable[[], object]:
@@ -112,17 +124,17 @@ def _admin(query: str) -> Callable[[], object]:
 
 def _exported(account: str | None = None) -> Callable[[], object]:
     window = export.Window(START + timedelta(days=1), START + timedelta(days=2))
-    return lambda: list(export.ended_sessions(window, account))
+    return lambda: list(export.stream(export.ended_sessions(window, account), "csv"))
 
 
 ASKED: dict[str, Callable[[], object]] = {
     "the list, newest first": _admin(""),
     "its last page": _admin("?p=10"),
-    "a day of the list": _admin("?started_at__year=2026&started_at__month=1&started_at__day=2"),
+    "a day of the list": _admin("?started_from=2026-01-02&started_to=2026-01-02"),
     "live sessions": _admin("?state=live"),
     "one account's": _admin("?account=account-7"),
     "one account's live ones": _admin("?account=account-7&state=live"),
-    "one reason": _admin("?reason__exact=node_lost"),
+    "one reason": _admin("?reason=node_lost"),
     "a search": _admin("?q=session-777"),
     "a search for a subject": _admin("?q=subject-1999"),
     "a search for a UUID": _admin(f"?q={uuid(7)}"),
@@ -131,9 +143,8 @@ ASKED: dict[str, Callable[[], object]] = {
     "an export of one account": _exported("account-7"),
     "whether an account exists": lambda: export.account_exists("account-7"),
     "whether anyone is silent": lambda: nodes.some_silent("default", lost_seconds=60),
-    "settling the silent": lambda: nodes.settle("default", lost_seconds=60),
-    "settling dead nodes": lambda: nodes.settle_nodes("default", ["host:3:1"]),
-    "who was closed by another node": lambda: nodes.lost("default", [uuid(n) for n in range(1000)]),
+    "settling the silent": lambda: list(nodes.settle("default", lost_seconds=60)),
+    "settling dead nodes": lambda: list(nodes.settle_nodes("default", ["host:3:1"])),
 }
 
 
@@ -145,14 +156,14 @@ def test_no_query_reads_every_session(filled: str, what: str) -> None:
     assert about_sessions
     for sql, params in about_sessions:
         plan = _explained(filled, sql, params)
-        assert SCANNED[filled] not in plan, f"{sql}\n{plan}"
+        assert not reads_every_session(filled, sql, plan), f"{sql}\n{plan}"
 
 
 def test_a_query_that_reads_every_session_is_seen(filled: str) -> None:
     with _caught() as asked:
         list(RelaySession.objects.filter(paired_seconds__gt=1)[:1])
     ((sql, params),) = asked
-    assert SCANNED[filled] in _explained(filled, sql, params)
+    assert reads_every_session(filled, sql, _explained(filled, sql, params))
 
 
 @contextmanager
