@@ -27,6 +27,8 @@ QUIET_SECONDS = 5.0
 """For a server to come to rest; each batch of records waits a tenth of a second before it's written."""
 SPARE_DESCRIPTORS = 200
 """What a server needs beside its legs, rounded up."""
+OPENING_SECONDS = 60.0
+"""For all sessions of a crowd to come; a slow machine has fewer, and the report says how many."""
 DIRTY_AT_ONCE = 50
 CHECKPOINT_MARGIN = 1.0
 """Seconds after the last slice in which its records are written."""
@@ -189,11 +191,12 @@ class _Crowd:
 
 @asynccontextmanager
 async def _crowd(target: Target, sessions: int) -> AsyncIterator[_Crowd]:
-    """`sessions` sessions, or as many as the descriptors of a process allow; their server is at rest."""
+    """`sessions` sessions, or as many as descriptors and time allow; their server is at rest."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with Arena(target) as arena:
         crowd = _Crowd(arena)
-        await each(min(sessions, (most - SPARE_DESCRIPTORS) // 2), PAIRS_AT_ONCE, crowd.grow)
+        room = (most - SPARE_DESCRIPTORS) // 2
+        await each(min(sessions, room), PAIRS_AT_ONCE, crowd.grow, OPENING_SECONDS)
         await crowd.probe("hold")
         await _quiet(ProcessTree(target.pid))
         yield crowd
