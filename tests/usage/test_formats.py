@@ -1,5 +1,6 @@
 """The formats of an export: as their readers document them, and the same bytes from both databases."""
 
+import csv
 import io
 import json
 import sys
@@ -108,6 +109,17 @@ def test_totals_per_account_and_day_are_exact_and_in_utc(filled: Database) -> No
         '2026-11-30,"\u00e9, ""b""",1,1003,2000,3003,3,4,0.3,0.1,0.2',
         "2026-12-01,,1,1004,2000,3004,3,4,0.3,0.1,0.2",
     ]
+
+
+@pytest.mark.parametrize("account", ["a\rb", 'a\r\n"b",', "a\nb", "=1+1", " ", "\u2028\U0001f600"])
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_any_account_comes_out_of_a_table_as_it_went_in(database: Database, account: str) -> None:
+    """It comes from a token, and must not make a row of its own."""
+    rows.write([ended(1, account_id=account), ended(2)], "default")
+    read = csv.DictReader(io.StringIO(exported("csv").decode(), newline=""))
+    assert [row["account_id"] for row in read] == [account, "acme"]
+    assert [row["account_id"] for row in objects("jsonl")] == [account, "acme"]
+    assert parquet.read_table(io.BytesIO(exported("parquet")))["account_id"].to_pylist() == [account, "acme"]
 
 
 def test_totals_per_account_and_month(filled: Database) -> None:
