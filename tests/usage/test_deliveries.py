@@ -258,6 +258,47 @@ def test_of_two_runs_at_once_one_exports_and_the_other_says_so(
     assert UsageExport.objects.count() == 1
 
 
+def test_the_relay_writes_on_while_an_export_is_made(
+    database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends meanwhile is in the next one."""
+    fill(1, 3)
+    settle, wrote = drafts.Draft.settle, threading.Event()
+
+    def write_first(draft: drafts.Draft, mode: int | None = None) -> None:
+        def write() -> None:
+            fill(4, 4)
+            wrote.set()
+
+        other = threading.Thread(target=lambda: _in_own_connection(write))
+        other.start()
+        other.join(10)
+        settle(draft, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drafts.Draft, "settle", write_first)
+        export_new(folder / "1")
+    assert wrote.is_set()
+    export_new(folder / "2")
+    assert [sessions_in(folder / "1"), sessions_in(folder / "2")] == [[1, 2, 3], [4]]
+
+
+def test_a_run_that_is_just_placing_its_file_is_left_to_it(database: Database, folder: Path) -> None:
+    fill(1, 3)
+    export_new(folder / "1")
+    (folder / "1").unlink()
+    made = UsageExport.objects.get()
+    UsageExport.objects.update(delivered_at=None)
+    with (
+        drafts.Draft(folder / "1", made.export_uuid.hex),
+        pytest.raises(CommandError, match="another run for billing is just putting its file") as error,
+    ):
+        export_new(folder / "2")
+    assert error.value.returncode == 1
+    assert not (folder / "2").exists()
+    assert UsageExport.objects.get().delivered_at is None
+
+
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     ("args", "says"),
