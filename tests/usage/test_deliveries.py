@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import resource
 import signal
 import sys
 import threading
@@ -260,6 +261,24 @@ def test_of_two_runs_at_once_one_exports_and_the_other_says_so(
     assert sessions_in(folder / "2") == [1, 2, 3]
     assert not (folder / "1").exists()
     assert UsageExport.objects.count() == 1
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_disk_that_is_full_leaves_neither_a_file_nor_a_record(database: Database, folder: Path) -> None:
+    fill(1, 1000)
+
+    def without_room() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        with pytest.raises(CommandError, match=f"--output: can't write {folder}/1: File too large") as error:
+            export_new(folder / "1")
+        assert error.value.returncode == 2
+
+    assert in_a_process(without_room) == 0
+    assert list(folder.iterdir()) == []
+    assert not UsageExport.objects.exists()
+    export_new(folder / "1")
+    assert sessions_in(folder / "1") == list(range(1, 1001))
 
 
 def test_the_relay_writes_on_while_an_export_is_made(
