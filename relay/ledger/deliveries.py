@@ -12,7 +12,8 @@ In this order, so that a kill between any two steps leaves neither a hole nor a 
 A run that was killed before 3 left nothing but a draft, which is swept away. After 3, the next run of the
 destination finishes the file first: with the draft, or with the same bytes made again from the records, which
 can't change. So a file may appear once more only if it was taken away between 4 and 5, and then it has the
-digest and the event ids that it had.
+digest and the event ids that it had; or if two machines that don't share the folder run at once, where one
+may finish what the other has between 3 and 4.
 """
 
 import hashlib

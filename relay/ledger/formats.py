@@ -65,6 +65,14 @@ class Csv:
     def _lines(self, rows: Sequence[Sequence[Any]]) -> bytes:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
+        if "\r" in text.getvalue():
+            text = io.StringIO()
+            plain = csv.writer(text, lineterminator="\n")
+            quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+            for row in rows:
+                # Python quotes no carriage return before 3.13, and its readers end a row there.
+                returns = any(isinstance(value, str) and "\r" in value for value in row)
+                (quoted if returns else plain).writerow(row)
         return text.getvalue().encode()
 
 

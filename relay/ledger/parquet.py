@@ -24,7 +24,9 @@ class Parquet:
             self._arrow: Any = import_module("pyarrow")
             parquet: Any = import_module("pyarrow.parquet")
         except ImportError:
-            raise FormatError("Parquet needs pyarrow: pip install 'lem-relay[parquet]'") from None
+            raise FormatError(
+                "Parquet needs the extra `parquet`, which is pyarrow: pip install 'pyarrow>=22'"
+            ) from None
         self.rows = 0
         self._waiting: list[Rows] = []
         self._columns = columns

@@ -49,12 +49,11 @@ def prune(before: datetime, exported_to: Collection[str], using: str = DEFAULT_D
         for uuids in _batches(_prunable(old, before, exported_to)):
             with transaction.atomic(using):
                 # Again, inside: a correction may have been made meanwhile.
-                sure = _prunable(old.filter(pk__in=uuids), before, exported_to)
-                group = RelaySession.objects.using(using).filter(Q(pk__in=sure) | Q(corrects__in=sure))
-                keys = list(group.values_list("pk", "corrects"))
-                done.deleted += len(keys)
-                _delete([uuid for uuid, corrects in keys if corrects], using)
-                _delete([uuid for uuid, corrects in keys if not corrects], using)
+                originals = list(_prunable(old.filter(pk__in=uuids), before, exported_to))
+                corrections = RelaySession.objects.using(using).filter(corrects__in=originals)
+                for batch in (list(corrections.values_list("pk", flat=True)), originals):
+                    _delete(batch, using)
+                    done.deleted += len(batch)
     done.kept = old.count()
     return done
 

@@ -3,11 +3,13 @@
 import hashlib
 import os
 import random
+import resource
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -167,7 +169,9 @@ def test_killed_at_any_line_and_run_again_there_is_no_hole_and_no_double(
         assert status == KILLED
         complete = UsageExport.objects.filter(output=first, delivered_at__isnull=False).exists()
         # A file that is there and recorded as delivered may not have been taken yet.
-        assert in_a_process(partial(export_new, again)) == (1 if complete and same_name else 0)
+        taken = pytest.raises(CommandError, match="it is there already")
+        with taken if complete and same_name else nullcontext():
+            export_new(again)
         found = [path for path in (first, again) if path.exists()]
         assert sessions_in(*dict.fromkeys(found)) == [number], f"killed at line {step}"
         drafts.sweep(first)  # with a name for each run, none comes that would do it
@@ -226,8 +230,9 @@ def test_another_file_in_the_place_of_a_recorded_one_is_said(database: Database,
     export_new(folder / "1")
     UsageExport.objects.update(delivered_at=None)
     (folder / "1").write_text("something else")
-    with pytest.raises(CommandError, match="another file is there"):
-        export_new(folder / "1")
+    for name in ("1", "2"):
+        with pytest.raises(CommandError, match=f"can't write {folder}/1: another file is there"):
+            export_new(folder / name)
     (folder / "1").unlink()
     export_new(folder / "1")
     assert sessions_in(folder / "1") == [1, 2, 3]
@@ -256,6 +261,65 @@ def test_of_two_runs_at_once_one_exports_and_the_other_says_so(
     assert sessions_in(folder / "2") == [1, 2, 3]
     assert not (folder / "1").exists()
     assert UsageExport.objects.count() == 1
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_disk_that_is_full_leaves_neither_a_file_nor_a_record(database: Database, folder: Path) -> None:
+    fill(1, 1000)
+
+    def without_room() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        with pytest.raises(CommandError, match=f"--output: can't write {folder}/1: File too large") as error:
+            export_new(folder / "1")
+        assert error.value.returncode == 2
+
+    assert in_a_process(without_room) == 0
+    assert list(folder.iterdir()) == []
+    assert not UsageExport.objects.exists()
+    export_new(folder / "1")
+    assert sessions_in(folder / "1") == list(range(1, 1001))
+
+
+def test_the_relay_writes_on_while_an_export_is_made(
+    database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends meanwhile is in the next one."""
+    fill(1, 3)
+    settle, wrote = drafts.Draft.settle, threading.Event()
+
+    def write_first(draft: drafts.Draft, mode: int | None = None) -> None:
+        def write() -> None:
+            fill(4, 4)
+            wrote.set()
+
+        other = threading.Thread(target=lambda: _in_own_connection(write))
+        other.start()
+        other.join(10)
+        settle(draft, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drafts.Draft, "settle", write_first)
+        export_new(folder / "1")
+    assert wrote.is_set()
+    export_new(folder / "2")
+    assert [sessions_in(folder / "1"), sessions_in(folder / "2")] == [[1, 2, 3], [4]]
+
+
+def test_a_run_that_is_just_placing_its_file_is_left_to_it(database: Database, folder: Path) -> None:
+    fill(1, 3)
+    export_new(folder / "1")
+    (folder / "1").unlink()
+    made = UsageExport.objects.get()
+    UsageExport.objects.update(delivered_at=None)
+    with (
+        drafts.Draft(folder / "1", made.export_uuid.hex),
+        pytest.raises(CommandError, match="another run for billing is just putting its file") as error,
+    ):
+        export_new(folder / "2")
+    assert error.value.returncode == 1
+    assert not (folder / "2").exists()
+    assert UsageExport.objects.get().delivered_at is None
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

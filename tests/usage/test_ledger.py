@@ -80,9 +80,9 @@ def only_row() -> RelaySession:
 def assert_row_equals(record: SessionRecord) -> None:
     row = RelaySession.objects.get(pk=record.session_uuid)
     for field in RelaySession._meta.concrete_fields:
-        if field.name in CORRECTION_FIELDS:
-            continue
-        assert getattr(row, field.attname) == getattr(record, field.attname), field.name
+        if field.name not in CORRECTION_FIELDS:
+            assert getattr(row, field.attname) == getattr(record, field.attname), field.name
+    assert (row.corrects_id, row.revision, row.note) == (None, 0, "")
     for one in record.legs:
         leg_row = row.legs.get(pk=one.leg_uuid)
         for field in RelayLeg._meta.concrete_fields:

@@ -112,8 +112,10 @@ class Command(BaseCommand):
         except FormatError as error:
             raise CommandError(f"--format: {error}", returncode=MENDABLE) from None
         except OSError as error:
+            # One that is in the way may be in that of an earlier run's file.
+            path = error.filename if isinstance(error, FileExistsError) else output
             text = error.strerror or str(error)
-            raise CommandError(f"--output: can't write {output}: {text}", returncode=MENDABLE) from None
+            raise CommandError(f"--output: can't write {path}: {text}", returncode=MENDABLE) from None
         except DatabaseError as error:
             raise CommandError(f"the database can't be read: {str(error).splitlines()[0]}") from None
         if not done:
