@@ -110,9 +110,9 @@ def own_valkey() -> Iterator[Valkey]:
 async def test_the_dashboard_names_what_is_away_and_a_close_that_did_not_get_through(
     session_id, own_valkey, tmp_path
 ):
-    with running(
-        "daphne spliced", tmp_path, {"REDIS_URL": own_valkey.url, "RELAY_ADMIT_SECONDS": "2"}
-    ) as relay:
+    # A Redis that is new lets nobody in for a fifth of RELAY_NODE_SECONDS.
+    environ = {"REDIS_URL": own_valkey.url, "RELAY_ADMIT_SECONDS": "2", "RELAY_NODE_SECONDS": "5"}
+    with running("daphne spliced", tmp_path, environ) as relay:
         async with pair(relay, session_id) as (client, server), logged_in(relay, "operator") as browser:
             uuid = await listed(browser, session_id)
             own_valkey.stop()
