@@ -50,6 +50,11 @@ class FormFilter(admin.ListFilter):
         """What was given for a parameter, empty without."""
         return str(self.used_parameters[name])
 
+    @property
+    def in_use(self) -> bool:
+        """Whether anything was given."""
+        return any(self.used_parameters.values())
+
     def controls(self) -> list[Control]:
         raise NotImplementedError
 

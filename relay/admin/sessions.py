@@ -20,7 +20,7 @@ from unfold.decorators import display as labelled
 
 from relay import conf
 from relay.admin import accounts, dashboard, operator
-from relay.admin.filters import AccountFilter, ReasonFilter, StartedFilter, StateFilter
+from relay.admin.filters import AccountFilter, FormFilter, ReasonFilter, StartedFilter, StateFilter
 from relay.admin.readonly import ReadOnly
 from relay.admin.timeline import recorded_at, timeline
 from relay.closing import CloseReason
@@ -133,6 +133,10 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
         """The list; without a filter, what is found is all there is, which saves counting that."""
         changelist: ChangeList = super().get_changelist_instance(request)
+        # The form sends empty ones, too.
+        changelist.has_active_filters = any(
+            isinstance(spec, FormFilter) and spec.in_use for spec in changelist.filter_specs
+        )
         if not changelist.has_active_filters and not changelist.query:
             changelist.full_result_count = changelist.result_count
         return changelist

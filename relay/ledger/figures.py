@@ -6,9 +6,13 @@ On a million sessions a month each query here takes well under 100 ms, without a
   which lie side by side on the disk. A covering index would spare that, at the price of a dearer checkpoint:
   a column that is in any index can't be updated in place (PostgreSQL's HOT), and checkpoints change the very
   columns that are summed here, of every live session, every few seconds.
-- The month is read a day at a time in the same way, and a day that is over is kept in Django's cache for
-  `CLOSED_DAY_SECONDS`; not for ever, as records may come late (a replayed spool).
-- What is live is found by the two partial indexes of live rows.
+- The month is read a day at a time in the same way, and a day that is over is kept in Django's cache; not for
+  ever, as records may come late (a replayed spool), but the longer, the longer it has been over.
+- What is live is found by the indexes that live rows have.
+- No roll-up table: the ledger would have to keep it in the transaction that ends a session, where all nodes
+  would wait for each other at the row of this day and a large account.
+
+`make bench-admin` measures all of them on a million sessions.
 
 Bytes count for the hour and day in which their session ended, as in bills and exports; a correction changes
 the bytes of its own, and is no session.
@@ -29,7 +33,8 @@ HOURS = 24
 DAYS = 30
 
 CLOSED_DAY_SECONDS = 600
-"""How long the sums of a day that is over are believed: what a spool brings late is seen after that."""
+"""How long yesterday's sums are believed, and those of the day before it twice as long, and so on: what a
+spool brings late is seen after that. Nor are all days read again at once."""
 
 TOP_ACCOUNTS = 8
 
@@ -145,14 +150,16 @@ def hours(ended: QuerySet[RelaySession], last: datetime) -> tuple[Period, ...]:
 def days(now: datetime) -> tuple[Period, ...]:
     """What ended on each of the last days, today included."""
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    keys = {today - timedelta(days=back): _day_key(today - timedelta(days=back)) for back in range(1, DAYS)}
-    kept = cache.get_many(keys.values())
-    missing = [day for day, key in keys.items() if key not in kept]
-    read = {keys[day]: _day(day) for day in missing}
-    if read:
-        cache.set_many(read, CLOSED_DAY_SECONDS)
-    closed = kept | read
-    return (*(closed[keys[day]] for day in sorted(keys)), _day(today))
+    kept = cache.get_many(_day_key(today - timedelta(days=back)) for back in range(1, DAYS))
+    found = []
+    for back in range(DAYS - 1, 0, -1):
+        day = today - timedelta(days=back)
+        period = kept.get(_day_key(day))
+        if period is None:
+            period = _day(day)
+            cache.set(_day_key(day), period, CLOSED_DAY_SECONDS * back)
+        found.append(period)
+    return (*found, _day(today))
 
 
 def _day_key(day: datetime) -> str:

@@ -205,6 +205,19 @@ def test_the_dashboard_refreshes_by_itself_and_keeps_what_is_open(
             expect(table.get_by_text("As a table")).to_be_focused()
 
 
+def test_a_page_whose_user_is_signed_out_says_that_it_is_old(chromium: Browser, relay: Relay) -> None:
+    with visiting(chromium, relay) as visit:
+        page = visit.page
+        page.clock.install()
+        visit.log_in()
+        notice = page.get_by_text("These figures are old")
+        expect(notice).to_be_hidden()
+        page.context.clear_cookies()
+        with page.expect_response(f"**{LIST}figures/"):
+            page.clock.run_for(10_000)
+        expect(notice).to_be_visible()
+
+
 def self_refreshed(page: Page, expected: Locator) -> None:
     """Let the page's clock go on until what it shows by itself is what is expected."""
     for _ in range(40):

@@ -6,11 +6,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
 from django.test import Client, override_settings
 
 from relay import conf
+from relay.admin import operator
 from relay.ledger import generated, rows
 from tests.databases import Database
 from tests.usage.samples import START, ended, leg, live, uuid
@@ -141,11 +143,30 @@ def test_support_has_no_way_to_close(support: Client) -> None:
 
 def test_nothing_is_closed_that_is_not_live(support: Client) -> None:
     rows.write([ended(1)], "default")
-    operator = who_may("view_relaysession", "close_session")
-    answer = operator.post(
+    client = who_may("view_relaysession", "close_session")
+    answer = client.post(
         LIST, {"action": "close_sessions", "_selected_action": str(uuid(1)), "confirmed": "yes"}, follow=True
     )
     assert "None of these sessions is live" in answer.content.decode()
+
+
+def test_a_session_that_nobody_closes_is_told_of(support: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator, "SEEN_SECONDS", 0)
+    rows.write([live(1), ended(2)], "default")  # no leg of the first is anywhere
+    client = who_may("view_relaysession", "close_session")
+    form = {"action": "close_sessions", "_selected_action": [str(uuid(1)), str(uuid(2))]}
+    asked = client.post(LIST, form).content.decode()
+    assert "Close this session?" in asked
+    assert "1 of those chosen ended before" in asked
+    answer = client.post(LIST, {**form, "confirmed": "yes"}, follow=True).content.decode()
+    assert "1 told to close, and not recorded as ended yet" in answer
+    assert LogEntry.objects.get().object_id == str(uuid(1))
+
+
+def test_filters_left_empty_are_not_in_use(support: Client) -> None:
+    rows.write([ended(1)], "default")
+    assert "(in use)" not in support.get(f"{LIST}?state=&reason=&account=").content.decode()
+    assert "(in use)" in support.get(f"{LIST}?state=ended&reason=&account=").content.decode()
 
 
 def test_accounts_are_totalled_by_month(support: Client) -> None:

@@ -28,7 +28,7 @@
     if (!document.hidden) {
       try {
         // A redirect is the way to the login page: not figures.
-        const answer = await fetch(root.dataset.url, { redirect: "error", signal: AbortSignal.timeout(pause) });
+        const answer = await fetch(root.dataset.url, { redirect: "manual", signal: AbortSignal.timeout(pause) });
         if (!answer.ok) throw new Error(String(answer.status));
         show(await answer.text());
         notice.hidden = true;
