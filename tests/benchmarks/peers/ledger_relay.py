@@ -2,7 +2,8 @@
 
 BENCH_LEDGER=off: sessions record nothing. GET /bench/watch begins to measure how late the event loop is;
 /bench/checkpoint?seconds=S has all sessions looked at now, over S seconds, and over and over like the relay
-itself; /bench/hold ends both and answers with `lags_ms` and how many times a session was `recorded` since.
+itself, and /bench/recorded tells how many times one was `recorded` since; /bench/hold ends both and answers
+with `lags_ms`.
 """
 
 import asyncio
@@ -56,8 +57,8 @@ class Probe:
         self.recorded = 0
 
     def read(self) -> dict[str, Any]:
-        """What was measured since `watch` and `checkpoint`; measures no more."""
-        found = {"lags_ms": self.lags_ms, "recorded": self.recorded}
+        """What was measured since `watch`; measures no more, and holds checkpoints."""
+        found = {"lags_ms": self.lags_ms}
         self.hold()
         if self._timer is not None:
             self._timer.cancel()
@@ -106,6 +107,8 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
             probe.watch()
         case "checkpoint":
             probe.checkpoint(float(parse_qs(scope["query_string"].decode())["seconds"][0]))
+        case "recorded":
+            answer = {"recorded": probe.recorded}
         case "hold":
             answer = probe.read()
     await send({"type": "http.response.start", "status": 200, "headers": []})
