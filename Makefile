@@ -45,6 +45,10 @@ $(VENV)/.bench: $(VENV)/.tests tests/benchmarks/requirements.txt
 bench: $(VENV)/.bench ## measure the relay beside other relays (BENCH_ARGS="--quick --only NAME,NAME --work NAME,NAME")
 	@$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
 
+.PHONY: bench-admin
+bench-admin: $(VENV)/.tests ## time the dashboard's queries on PostgreSQL with a million sessions
+	@$(BIN)/python -m tests.admin.measure
+
 .PHONY: cluster
 cluster: $(VENV)/.tests ## the whole relay on this machine: Caddy, a node per core, Valkey and PostgreSQL, until Ctrl-C
 	@$(BIN)/python -m tests.cluster

@@ -7,6 +7,8 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lemcloud.settings")
 from channels.routing import ProtocolTypeRouter
 from django.conf import settings
 from django.core.asgi import get_asgi_application
+from django.core.signals import request_finished
+from django.db import connections
 
 django_application = get_asgi_application()
 
@@ -16,6 +18,10 @@ from relay.servers import daphne  # noqa: E402
 
 # Daphne's command line imports this module before it looks up its server class and default port.
 daphne.install(default_port=settings.PORT)
+
+# Each request has a thread of its own, so nobody would use its connection again: CONN_MAX_AGE is for the
+# thread that writes the records.
+request_finished.connect(lambda **_: connections.close_all(), weak=False)
 
 application = ProtocolTypeRouter(
     {"http": ForwardedMiddleware(django_application), "websocket": relay_application}

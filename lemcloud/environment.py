@@ -89,7 +89,9 @@ class Environment(BaseModel):
     @classmethod
     def _parse_database(cls, given: str) -> dict[str, Any]:
         try:
-            parsed = dj_database_url.parse(given, conn_max_age=60, conn_health_checks=True)
+            # A connection ends with its request: each request has a thread of its own under ASGI, so that one
+            # that is kept longer would be left open with the thread. The ledger keeps its own.
+            parsed = dj_database_url.parse(given, conn_max_age=0)
         except ValueError as error:
             raise ValueError("expected a URL like postgres://user:password@host:5432/name") from error
         config: dict[str, Any] = dict(parsed)

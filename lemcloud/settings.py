@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from django.templatetags.static import static
+from django.urls import reverse_lazy
+
 from lemcloud import environment
 from lemcloud.environment import REDIS_OPTIONS
 from relay.conf import SettingError, from_environment
@@ -28,6 +31,7 @@ PORT = ENV.port
 
 INSTALLED_APPS = [
     "daphne",  # before staticfiles: it brings runserver
+    "unfold",  # before the admin: its templates take the place of the admin's own
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -37,6 +41,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "channels",
     "relay",
+    "lemcloud",  # for the admin of users
 ]
 
 MIDDLEWARE = [
@@ -107,6 +112,76 @@ STATIC_URL = "static/"
 # Served by whitenoise straight from the installed packages, so that nothing has to be collected first.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = DEBUG
+
+# Its colours, fonts and scripts all come from the installed packages.
+UNFOLD: dict[str, Any] = {
+    "SITE_TITLE": "Lem Relay",
+    "SITE_HEADER": "Lem Relay",
+    "SITE_SYMBOL": "swap_horiz",
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("relay/icon.svg")}
+    ],
+    "SITE_URL": None,
+    "SHOW_VIEW_ON_SITE": False,
+    "COLORS": {
+        "primary": {
+            "50": "oklch(97.1% .014 243)",
+            "100": "oklch(93.6% .032 243)",
+            "200": "oklch(88.2% .059 244)",
+            "300": "oklch(80.9% .105 245)",
+            "400": "oklch(70.7% .145 247)",
+            "500": "oklch(60.3% .162 250)",
+            "600": "oklch(52.6% .168 253)",
+            "700": "oklch(46.8% .153 254)",
+            "800": "oklch(40.4% .126 255)",
+            "900": "oklch(35.9% .098 256)",
+            "950": "oklch(26.2% .068 258)",
+        },
+    },
+    "SIDEBAR": {
+        "navigation": [
+            {
+                "title": "Relay",
+                "items": [
+                    {"title": "Dashboard", "icon": "monitoring", "link": reverse_lazy("admin:index")},
+                    {
+                        "title": "Sessions",
+                        "icon": "swap_horiz",
+                        "link": reverse_lazy("admin:relay_relaysession_changelist"),
+                        "active": lambda request: (
+                            request.path.startswith(str(reverse_lazy("admin:relay_relaysession_changelist")))
+                            and request.path != str(reverse_lazy("admin:relay_relaysession_accounts"))
+                        ),
+                        "permission": lambda request: request.user.has_perm("relay.view_relaysession"),
+                    },
+                    {
+                        "title": "Accounts",
+                        "icon": "business_center",
+                        "link": reverse_lazy("admin:relay_relaysession_accounts"),
+                        "permission": lambda request: request.user.has_perm("relay.view_relaysession"),
+                    },
+                ],
+            },
+            {
+                "title": "Access",
+                "items": [
+                    {
+                        "title": "Users",
+                        "icon": "person",
+                        "link": reverse_lazy("admin:auth_user_changelist"),
+                        "permission": lambda request: request.user.has_perm("auth.view_user"),
+                    },
+                    {
+                        "title": "Groups",
+                        "icon": "group",
+                        "link": reverse_lazy("admin:auth_group_changelist"),
+                        "permission": lambda request: request.user.has_perm("auth.view_group"),
+                    },
+                ],
+            },
+        ],
+    },
+}
 
 LOGGING = {
     "version": 1,

@@ -46,6 +46,18 @@ def nodes_can_reach_each_other(**_: Any) -> list[CheckMessage]:
     return [Error("REDIS_URL is set, and the channel layer is in memory.", hint=hint, id="relay.E003")]
 
 
+@register(Tags.compatibility)
+def the_admin_has_its_looks(**_: Any) -> list[CheckMessage]:
+    """relay.E004: the relay's pages in the admin need django-unfold before it."""
+    installed = [name.removesuffix(".apps.BasicAppConfig") for name in settings.INSTALLED_APPS]
+    if "django.contrib.admin" not in installed:
+        return []
+    if "unfold" in installed[: installed.index("django.contrib.admin")]:
+        return []
+    hint = "Put unfold before django.contrib.admin in INSTALLED_APPS."
+    return [Error("The relay's pages in the admin need django-unfold.", hint=hint, id="relay.E004")]
+
+
 @register(Tags.security)
 def the_secret_key_is_long_enough(**_: Any) -> list[CheckMessage]:
     """relay.W001: the key that signs HS256 tokens is shorter than its hash, so it can be guessed."""

@@ -228,6 +228,14 @@ class RelaySettings(BaseModel):
         "as Stripe takes late usage. Within it every spool has to be replayed: one that came later could "
         "bring a session back that was exported and pruned.",
     )
+    admin_export_rows: int = Field(
+        100_000,
+        ge=1,
+        le=1_000_000,
+        alias="RELAY_ADMIN_EXPORT_ROWS",
+        description="Most sessions that one download from the admin holds; more are for export_usage. "
+        "100000: about 25 MB, which the process holds in memory for as long as the download takes.",
+    )
 
     @field_validator("trusted_proxies")
     @classmethod

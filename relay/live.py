@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 from relay.closing import Close, CloseReason
 from relay.grants import Grant
-from relay.ledger import LegRecord, SessionRecord
+from relay.ledger import LegRecord, SessionRecord, cut
 from relay.links import Meter, Spliceable
 from relay.links.local import LocalLink, Send
 from relay.links.remote import RemoteLink
@@ -204,5 +204,5 @@ class LiveSession:
 
 
 def now_utc() -> datetime:
-    """The wall clock: for people; durations come from the monotonic one."""
-    return datetime.now(UTC)
+    """The wall clock, to the millisecond: for people; durations come from the monotonic one."""
+    return cut(datetime.now(UTC))

@@ -67,6 +67,7 @@ class RelaySession(models.Model):
 
     class Meta:
         verbose_name = "session"
+        permissions: ClassVar = [("close_session", "Can close a live session")]
         # Each index is named after the question that it answers.
         indexes: ClassVar = [
             models.Index(fields=["timestamp", "session_uuid"], name="relay_session_ended"),
@@ -74,7 +75,7 @@ class RelaySession(models.Model):
                 fields=["account_id", "timestamp", "session_uuid"], name="relay_session_account_ended"
             ),
             models.Index(fields=["started_at", "session_uuid"], name="relay_session_newest_first"),
-            models.Index(fields=["reason", "started_at"], name="relay_session_reason"),
+            models.Index(fields=["reason", "started_at", "session_uuid"], name="relay_session_reason"),
             models.Index(fields=["session_id", "started_at"], name="relay_session_by_id"),
             models.Index(
                 fields=["node"], name="relay_session_live", condition=models.Q(timestamp__isnull=True)

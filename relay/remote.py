@@ -180,6 +180,9 @@ class RemoteSession:
         if first:
             live.owned = True
             self._home.note(live, closed=True)
+        elif live.owned:
+            live.owned = False  # the other node has closed it
+            self._home.note(live)
         if exact:
             self._forget_if_done()
         else:

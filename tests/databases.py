@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,6 +98,11 @@ class Postgres:
     def resume(self) -> None:
         self._signal_all(signal.SIGCONT)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def create(self, name: str) -> str:
         """Make an empty database; gives its URL."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
@@ -113,7 +118,8 @@ class Postgres:
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for pid in (self._process.pid, *map(int, children)):
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # the server has just ended it, now that it runs again
+                os.kill(pid, number)
 
     def _copy(self, package: Path) -> Path:
         """The server and, where its programs look for them, beside it the libraries of the wheel."""

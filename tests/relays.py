@@ -64,6 +64,13 @@ class Relay:
         self.port = free_port()
         self.url = f"ws://{self.host}:{self.port}"
         self.http_url = f"http://{self.host}:{self.port}"
+        parts = (
+            part.format(port=self.port, max_message_bytes=self.max_message_bytes) for part in COMMANDS[server]
+        )
+        self.command = [sys.executable, "-m", *parts]
+        """What it's started with; a test may change that before."""
+        self.beside: list[str] = []
+        """What takes a management command to where the relay is, should that be a namespace of its own."""
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
@@ -73,13 +80,9 @@ class Relay:
 
     def serve(self) -> None:
         """As `start`, on a database that has its tables."""
-        command = [
-            part.format(port=self.port, max_message_bytes=self.max_message_bytes)
-            for part in COMMANDS[self.server]
-        ]
         with (self.folder / "stdout").open("wb") as out, (self.folder / "stderr").open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *command], cwd=ROOT, env=self.environ, stdout=out, stderr=err,
+                self.command, cwd=ROOT, env=self.environ, stdout=out, stderr=err,
                 start_new_session=True,  # Ctrl-C is for whoever started it, who then stops it in order
             )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
@@ -107,7 +110,7 @@ class Relay:
     def manage(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a management command beside the relay, with its settings."""
         return subprocess.run(
-            [sys.executable, "manage.py", *arguments],
+            [*self.beside, sys.executable, str(ROOT / "manage.py"), *arguments],
             cwd=ROOT, env=self.environ, capture_output=True, text=True, timeout=60, check=check,
         )  # fmt: skip
 

@@ -66,6 +66,7 @@ class LinePrinter:
                 if not self._waiting:
                     self._thread = None
                     return
-                self._printing = 1
-                record = self._waiting.popleft()
-            usage_log.info(log_line(record))
+                records, self._waiting = self._waiting, deque()
+                self._printing = len(records)
+            for record in records:
+                usage_log.info(log_line(record))

@@ -6,7 +6,7 @@ then at each checkpoint. A live row whose node has none, or one that is too old,
 
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -72,37 +72,36 @@ def some_silent(using: str, *, lost_seconds: float) -> bool:
     )
 
 
-def settle(using: str, *, lost_seconds: float) -> list[SessionRecord]:
+def settle(using: str, *, lost_seconds: float) -> Iterator[list[SessionRecord]]:
     """Close what is live and of a node whose last heartbeat is older than `lost_seconds`, or that has none.
 
-    Gives the sessions that were closed by this call, and by no other one. Whoever calls has to know that
-    living nodes could reach the database meanwhile: after an outage every heartbeat is old.
+    Gives the sessions that were closed by this call, and by no other one, after each of its transactions.
+    Whoever calls has to know that living nodes could reach the database meanwhile: after an outage every
+    heartbeat is old.
     """
     cutoff = now(using) - timedelta(seconds=lost_seconds)
-    settled = _close(using, ~_alive(using, cutoff))
+    yield from _close(using, ~_alive(using, cutoff))
     RelayNode.objects.using(using).filter(beat_at__lt=cutoff).delete()
-    return settled
 
 
-def settle_nodes(using: str, nodes: Collection[str]) -> list[SessionRecord]:
+def settle_nodes(using: str, nodes: Collection[str]) -> Iterator[list[SessionRecord]]:
     """As `settle`, for nodes that are known to be dead, however fresh their heartbeats.
 
     But for sessions with a leg on another node, be it one that has left: that node has better figures, and
     closes them when it finds out. `settle` comes to them if it doesn't.
     """
     if not nodes:
-        return []
+        return
     others = RelayNode.objects.using(using).exclude(node__in=nodes).values("node")
     elsewhere = RelayLeg.objects.using(using).filter(session=OuterRef("pk"), node__in=others)
-    return _close(using, Q(node__in=nodes), but=Exists(elsewhere))
+    yield from _close(using, Q(node__in=nodes), but=Exists(elsewhere))
 
 
 def _alive(using: str, cutoff: datetime) -> Q:
     return Q(node__in=RelayNode.objects.using(using).filter(beat_at__gte=cutoff).values("node"))
 
 
-def _close(using: str, of_the_dead: Q, but: Exists | None = None) -> list[SessionRecord]:
-    settled = []
+def _close(using: str, of_the_dead: Q, but: Exists | None = None) -> Iterator[list[SessionRecord]]:
     live = RelaySession.objects.using(using).filter(of_the_dead, timestamp__isnull=True)
     if but is not None:
         live = live.exclude(but)
@@ -114,28 +113,23 @@ def _close(using: str, of_the_dead: Q, but: Exists | None = None) -> list[Sessio
                 found = found.select_for_update(skip_locked=True)
             uuids = list(found.values_list("session_uuid", flat=True)[:SESSIONS_AT_ONCE])
             closed = _close_rows(using, uuids) if uuids else []
-        settled += closed
+        if closed:
+            yield closed
         if len(uuids) < SESSIONS_AT_ONCE:
             break
     RelayLeg.objects.using(using).filter(of_the_dead, left_at__isnull=True).update(left_at=now(using))
-    return settled
 
 
 def _close_rows(using: str, uuids: list[UUID]) -> list[SessionRecord]:
     rows = RelaySession.objects.using(using).filter(session_uuid__in=uuids, timestamp__isnull=True)
     moment = now(using)
-    closed = [_record(row, moment) for row in rows]
+    closed = [record_of(row, moment) for row in rows]
     rows.update(timestamp=moment, reason=CloseReason.NODE_LOST)
     return closed
 
 
-def lost(using: str, uuids: Collection[UUID]) -> set[UUID]:
-    """Those of `uuids` that were closed as `node_lost`."""
-    rows = RelaySession.objects.using(using).filter(session_uuid__in=uuids, reason=CloseReason.NODE_LOST)
-    return set(rows.values_list("session_uuid", flat=True))
-
-
-def _record(row: RelaySession, moment: datetime) -> SessionRecord:
+def record_of(row: RelaySession, moment: datetime) -> SessionRecord:
+    """What `row` says of a session that is closed as `node_lost` at `moment`; without its legs."""
     return SessionRecord(
         session_uuid=row.session_uuid,
         session_id=row.session_id,

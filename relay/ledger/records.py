@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from relay.closing import MAX_REASON_BYTES
 from relay.models import ADDRESS_LENGTH, NAME_LENGTH, SESSION_ID_LENGTH
@@ -29,6 +29,17 @@ LINE_FIELDS = (
     "frames_server_to_client",
 )
 """The names in a log line after `event`, in their order; exports have the same."""
+
+LEG_TEXTS = (
+    ("subject", NAME_LENGTH),
+    ("account_id", NAME_LENGTH),
+    ("token_id", NAME_LENGTH),
+    ("address", ADDRESS_LENGTH),
+    ("node", NAME_LENGTH),
+    ("close_reason", MAX_REASON_BYTES),
+)
+SESSION_TEXTS = (("session_id", SESSION_ID_LENGTH), ("account_id", NAME_LENGTH), ("node", NAME_LENGTH))
+"""Texts that are made fit, with their lengths at most."""
 
 
 def milliseconds(seconds: float) -> int:
@@ -65,18 +76,7 @@ class LegRecord:
     """The text of the close frame, at most 123 bytes of UTF-8."""
 
     def __post_init__(self) -> None:
-        _make_fit(
-            self,
-            texts={
-                "subject": NAME_LENGTH,
-                "account_id": NAME_LENGTH,
-                "token_id": NAME_LENGTH,
-                "address": ADDRESS_LENGTH,
-                "node": NAME_LENGTH,
-                "close_reason": MAX_REASON_BYTES,
-            },
-            times=("joined_at", "left_at"),
-        )
+        _make_fit(self, LEG_TEXTS, times=("joined_at", "left_at"))
 
     @property
     def closed(self) -> bool:
@@ -118,11 +118,7 @@ class SessionRecord:
             raise ValueError("a session is closed by the node that owns it")
         if self.closed != bool(self.reason):
             raise ValueError("a closed session has both timestamp and reason, a live one neither")
-        _make_fit(
-            self,
-            texts={"session_id": SESSION_ID_LENGTH, "account_id": NAME_LENGTH, "node": NAME_LENGTH},
-            times=("started_at", "paired_at", "timestamp"),
-        )
+        _make_fit(self, SESSION_TEXTS, times=("started_at", "paired_at", "timestamp"))
 
     @property
     def closed(self) -> bool:
@@ -151,13 +147,51 @@ def merge(older: SessionRecord | None, newer: SessionRecord) -> SessionRecord:
     The same rule as the upsert's in the database, so that a record means the same whether it waited in
     memory or was written. A leg may leave after its session has closed.
     """
-    if older is None:
-        return newer
+    if older is None or (
+        not older.closed
+        and len(older.legs) <= len(newer.legs)
+        and all(
+            before.leg_uuid == after.leg_uuid and not before.closed
+            for before, after in zip(older.legs, newer.legs, strict=False)
+        )
+    ):
+        return newer  # nothing had ended: by far the most frequent case
     legs = {leg.leg_uuid: leg for leg in older.legs}
     for leg in newer.legs:
         if leg.leg_uuid not in legs or not legs[leg.leg_uuid].closed:
             legs[leg.leg_uuid] = leg
     return replace(older if older.closed else newer, legs=tuple(legs.values()))
+
+
+COUNTED = (
+    "bytes_client_to_server",
+    "bytes_server_to_client",
+    "frames_client_to_server",
+    "frames_server_to_client",
+)
+"""What is counted of a session."""
+
+
+def rest_of(record: SessionRecord, settled: SessionRecord) -> SessionRecord | None:
+    """What `record` says beyond `settled`, as which others have closed the session of a node they lost.
+
+    A record of its own, since a closed one never changes: with the differences, and a UUID that follows from
+    the session's (version 5, RFC 9562 section 5.5), so that telling it twice makes no second one. None if
+    there is nothing to tell.
+    """
+    more = {
+        name: max(0, getattr(record, name) - getattr(settled, name))
+        for name in (*COUNTED, "waiting_ms", "paired_ms")
+    }
+    if not record.closed and not any(more[name] for name in COUNTED):
+        return None
+    uuid = uuid5(record.session_uuid, "after node_lost")
+    return replace(record, session_uuid=uuid, legs=(), **more)
+
+
+def cut(moment: datetime) -> datetime:
+    """`moment` without what is finer than milliseconds."""
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def iso(moment: datetime) -> str:
@@ -179,17 +213,19 @@ def log_line(record: SessionRecord) -> str:
     return json.dumps(line)
 
 
-def _make_fit(record: SessionRecord | LegRecord, texts: dict[str, int], times: tuple[str, ...]) -> None:
-    for name, length in texts.items():
+def _make_fit(
+    record: SessionRecord | LegRecord, texts: tuple[tuple[str, int], ...], times: tuple[str, ...]
+) -> None:
+    # Nearly all is fit already, and a checkpoint makes thousands of records.
+    for name, length in texts:
         text = getattr(record, name)
-        if text:
+        if text and not (text.isascii() and len(text) <= length and "\0" not in text):
             fit = text.encode(errors="replace").decode().replace("\0", "\ufffd")[:length]
             object.__setattr__(record, name, fit)
     for name in times:
         moment = getattr(record, name)
-        if moment is None:
+        if moment is None or (moment.tzinfo is UTC and not moment.microsecond % 1000):
             continue
         if moment.tzinfo is None:
             raise ValueError(f"{name}: {moment} has no time zone")
-        moment = moment.astimezone(UTC)
-        object.__setattr__(record, name, moment.replace(microsecond=moment.microsecond // 1000 * 1000))
+        object.__setattr__(record, name, cut(moment.astimezone(UTC)))

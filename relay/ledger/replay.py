@@ -5,12 +5,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from uuid import UUID
 
 from django.db import DataError, IntegrityError
 
+from relay.closing import CloseReason
 from relay.ledger import nodes, rows
-from relay.ledger.records import SessionRecord
+from relay.ledger.records import SessionRecord, rest_of
 from relay.ledger.spool import Entry, abandoned, merge_entries, read, spools
+from relay.models import RelaySession
 
 BATCH = 2000
 """Records in one transaction: enough that it isn't the transaction that costs, and a few MB of memory."""
@@ -32,27 +35,64 @@ def batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield list(batch.values())
 
 
-def write(batch: list[Entry], using: str) -> list[SessionRecord]:
-    """Write a batch to the database; gives the records whose lines are due, and now to be printed.
+def write(batch: list[Entry], using: str, *, own: bool) -> list[SessionRecord]:
+    """Write a batch to the database; gives the records whose lines are now to be printed.
 
-    A record that can't be stored is reported with its content and left out. Raises what the database raises.
+    A line is due with the write that ends the row: so it's printed once, however often a spool is replayed.
+    `own` entries are of this process, which knows what it has printed: where an earlier attempt has ended the
+    row as told and only the answer got lost, the line is due as well.
+
+    A session that others have closed as `node_lost` meanwhile, taking its node for dead: what it has come to
+    beyond that is a record of its own. A record that can't be stored is reported with its content and left
+    out. Raises what the database raises.
     """
+    had_ended = _write_rows(batch, using)
+    due = [
+        e.record for e in batch if e.line_due and e.record.closed and e.record.session_uuid not in had_ended
+    ]
+    if not had_ended:
+        return due
+    rows_there = RelaySession.objects.using(using).in_bulk(had_ended)
+    rest = []
+    for entry in batch:
+        record, row = entry.record, rows_there.get(entry.record.session_uuid)
+        if row is None or row.timestamp is None:
+            continue
+        if (row.timestamp, row.reason) == (record.timestamp, record.reason):
+            if own and entry.line_due:
+                due.append(record)
+        elif row.reason == CloseReason.NODE_LOST:
+            more = rest_of(record, nodes.record_of(row, row.timestamp))
+            if more is not None:
+                rest.append(Entry(more, entry.line_due))
+                if record.closed:
+                    log.warning(
+                        "session %s was closed as node_lost while its node could not reach the database; "
+                        "what came after that is recorded as session %s",
+                        record.session_uuid,
+                        more.session_uuid,
+                    )
+        elif record.closed:
+            log.error(
+                "another node has closed a session as %s, and not as this record: %s", row.reason, record
+            )
+    return due + (write(rest, using, own=own) if rest else [])
+
+
+def _write_rows(batch: list[Entry], using: str) -> set[UUID]:
+    """Gives the sessions whose rows had ended before."""
     try:
-        rows.write([entry.record for entry in batch], using)
+        return rows.write([entry.record for entry in batch], using)
     except UNSTORABLE:
         # One by one, so that it stands in nobody's way.
+        had_ended = set()
         for entry in batch:
             try:
-                rows.write([entry.record], using)
+                had_ended |= rows.write([entry.record], using)
             except UNSTORABLE as error:
                 text = next(iter(str(error).splitlines()), "")
                 log.error("a usage record can't be stored and is left out (%s): %s", text, entry.record)
-    due = [entry.record for entry in batch if entry.line_due and entry.record.closed]
-    lost = nodes.lost(using, [record.session_uuid for record in due]) if due else set()
-    for record in due:
-        if record.session_uuid in lost:
-            log.error("another node has closed a session as node_lost while this one was cut off: %s", record)
-    return [record for record in due if record.session_uuid not in lost]
+        return had_ended
 
 
 def abandoned_in(folder: Path, *, but: Path | None = None) -> list[Path]:

@@ -48,17 +48,17 @@ def settle(
             done.spools += 1
             dead.add(node_of(path))
             for batch in replay.batches(entries):
-                _print(lines, replay.write(batch, using))
+                _print(lines, replay.write(batch, using, own=False))
                 done.replayed += len(batch)
     dead.update(nodes.gone_from(nodes.this_place(), using))
-    settled = nodes.settle_nodes(using, dead)
-    _print(lines, settled)
-    done.closed += len(settled)
-    if nodes.some_silent(using, lost_seconds=lost_seconds):
-        wait(lost_seconds)
-        settled = nodes.settle(using, lost_seconds=lost_seconds)
+    for settled in nodes.settle_nodes(using, dead):
         _print(lines, settled)
         done.closed += len(settled)
+    if nodes.some_silent(using, lost_seconds=lost_seconds):
+        wait(lost_seconds)
+        for settled in nodes.settle(using, lost_seconds=lost_seconds):
+            _print(lines, settled)
+            done.closed += len(settled)
     lines.close(lost_seconds)
     return done
 

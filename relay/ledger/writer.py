@@ -4,13 +4,13 @@ import atexit
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
-from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from relay import conf
 from relay.ledger import nodes, replay
@@ -22,14 +22,16 @@ from relay.ledger.spool import Entry, Spool, node_of
 FIRST_RETRY_SECONDS = 0.1
 """Pause after the first failure, doubled with each further one: a dropped connection costs next to none."""
 
+CONNECTION_SECONDS = 60.0
+"""How long a connection is kept: to open one takes longer than to write a batch, ten times a second; and a
+database that has moved, or a pool in front of it, is followed within a minute."""
+
 LONGEST_RETRY_SECONDS = 5.0
 """Pause between attempts at most: a database that is back is noticed in seconds, one that is away costs
 nothing."""
 
 WARNING_SECONDS = 60.0
 """One warning a minute while the database is away: enough to see that it lasts, not enough to fill a log."""
-
-LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 log = logging.getLogger("relay.ledger")
 
@@ -53,9 +55,10 @@ class Ledger:
 
     With a name of its `node`, the writer leaves a heartbeat at each checkpoint, and then looks after what
     dead nodes left: their spools on this host, and their live rows (see `nodes`). The other way round, a node
-    that was cut off from the database for `RELAY_NODE_LOST_SECONDS` is dead for the others: a session that
-    was live then has its line printed only when the database has said that nobody else has closed it.
-    Without that, a line that waits in the spool is printed by who replays it.
+    that can't reach the database for `RELAY_NODE_LOST_SECONDS` is dead for the others, and what the database
+    knows as live is closed there. So the line of such a session is printed only when its row is: until then
+    it waits in the spool, and is printed by who replays that. A session that the database has never heard of
+    is this process's alone: its line is printed as soon as the record is on the disk.
 
     The thread starts with `start` or the first record and ends in `close`, or at the exit of the process,
     which waits `RELAY_LEDGER_EXIT_SECONDS` for it at most.
@@ -108,12 +111,14 @@ class Ledger:
         self._retry_at = 0.0
         self._away_since = 0.0
         self._warned_at = float("-inf")
+        self._connected_at = float("-inf")
         self._place = nodes.this_place()
         self._beat_due_at = clock() if node else float("inf")
+        self._upkeep_due = False  # until all of it was done: a failed one is tried again with the next batch
         self._beaten_at = float("-inf")  # when the last heartbeat that was written was begun
         self._beating_since = float("-inf")  # since when there was none missing
-        self._wrote_at = LONG_AGO  # the wall clock when it last wrote
-        self._suspect_until = LONG_AGO  # sessions begun before may have been closed by another node
+        # What the database may know as live; others look at it, too.
+        self._known: set[UUID] = set()
 
     def start(self) -> None:
         """Begin to look after what dead nodes left, and to replay spools, before the first record comes."""
@@ -133,7 +138,7 @@ class Ledger:
         with self._changed:
             self._waiting[record.session_uuid] = merge(self._waiting.get(record.session_uuid), record)
             self._recorded += 1
-            wait = record.closed and (self._spool is not None or self._is_suspect(record))
+            wait = record.closed and (self._spool is not None or bool(self._node))
             if wait:
                 self._lines_due.add(record.session_uuid)
             self._start()
@@ -204,10 +209,9 @@ class Ledger:
     def _close_at_exit(self) -> None:
         self.close(self._exit_seconds)
 
-    def _is_suspect(self, record: SessionRecord) -> bool:
-        """Whether another node may have closed the session: this one was cut off while it was live."""
-        cut_off = self._clock() - self._beaten_at > self._settings.node_lost_seconds
-        return record.started_at <= (self._wrote_at if self._node and cut_off else self._suspect_until)
+    def _is_anyones(self, session: UUID) -> bool:
+        """Whether another node may close the session, should it take this one for dead."""
+        return bool(self._node) and session in self._known
 
     def _save_what_waits(self) -> None:
         """At the end, when the writer hangs in the database: what it still has goes to a spool of its own."""
@@ -218,10 +222,10 @@ class Ledger:
             due = self._due_of(records)
         if self._spool is not None:
             spool = Spool(self._spool.folder, self._node or "ledger", self._settings.spool_bytes)
-            suspect = {uuid for uuid in due if self._is_suspect(records[uuid])}
+            anyones = {uuid for uuid in due if self._is_anyones(uuid)}
             with suppress(OSError):
-                kept = spool.append([Entry(record, uuid in suspect) for uuid, record in records.items()])
-                due -= suspect & kept
+                kept = spool.append([Entry(record, uuid in anyones) for uuid, record in records.items()])
+                due -= anyones & kept
                 with self._changed:
                     self._waiting = {u: r for u, r in self._waiting.items() if u not in kept}
                     self._batch = {u: r for u, r in self._batch.items() if u not in kept}
@@ -236,17 +240,22 @@ class Ledger:
                 while self._there_is_work():
                     without_spool = self._failures and not self._spool_helps
                     self._pause(self._retry_seconds() if without_spool else self._batch_seconds)
-                    self._take()
-                    if not self._is_time_to_try() and self._failures and self._spool_helps:
-                        self._put_into_spool()
-                    elif self._attempt():
-                        with self._changed:
-                            self._batch = {}
-                            self._written = self._taken
-                            self._changed.notify_all()
+                    self._step()
                 self._leave()
         finally:
             self._drop_connection()
+
+    def _step(self) -> None:
+        """Get all that waits into the database, or the spool."""
+        self._take()
+        try_now = self._is_time_to_try() or not self._failures
+        if self._failures and self._spool_helps:
+            self._put_into_spool()  # first: an attempt on a database that hangs takes its time
+        if (try_now or not self._spool_helps) and self._attempt():
+            with self._changed:
+                self._batch = {}
+                self._written = self._taken
+                self._changed.notify_all()
 
     @property
     def _spool_helps(self) -> bool:
@@ -298,19 +307,20 @@ class Ledger:
 
     def _attempt(self) -> bool:
         try:
-            with self._deadline:
-                close_old_connections()
-            upkeep = self._beat()
+            self._connect()
+            self._beat()
             if self._spool is not None and self._spool.size:
-                self._write_entries(self._spool.entries())
+                self._write_entries(self._spool.entries(), own=True)
                 self._spool.clear()
             self._spool_error = ""
-            self._write_entries(self._entries())
-            if upkeep:
+            self._write_entries(self._entries(), own=True)
+            if self._upkeep_due:
                 self._look_after_the_dead()
+                self._upkeep_due = False
         except Exception as error:  # noqa: BLE001 - a writer that ends on a surprise would lose all that comes
             self._drop_connection()
             self._note_failure(error)
+            _release(error)
             self._put_into_spool()
             return False
         self._note_success()
@@ -326,15 +336,19 @@ class Ledger:
         due = self._due_of(self._batch)
         return [Entry(record, uuid in due) for uuid, record in self._batch.items()]
 
-    def _write_entries(self, entries: Iterable[Entry]) -> None:
+    def _write_entries(self, entries: Iterable[Entry], *, own: bool) -> None:
         for batch in replay.batches(entries):
             self._beat()  # writing all of a large spool may take long
+            live = {e.record.session_uuid for e in batch if e.record.owned and not e.record.closed}
+            if own:
+                self._known |= live
             with self._deadline:
-                to_print = replay.write(batch, self._using)
+                to_print = replay.write(batch, self._using, own=own)
             self._print(to_print)
+            if own:
+                self._known -= {e.record.session_uuid for e in batch} - live
             with self._changed:
                 self._lines_due.difference_update(e.record.session_uuid for e in batch if e.line_due)
-            self._wrote_at = datetime.now(UTC)
 
     def _print(self, records: Collection[SessionRecord]) -> None:
         for record in records:
@@ -344,12 +358,15 @@ class Ledger:
 
     def _put_into_spool(self) -> None:
         """Get what can't be written now onto the disk and out of memory."""
-        if self._spool is None or not self._batch:
-            return
         records, due = self._batch, self._due_of(self._batch)
-        suspect = {uuid for uuid in due if self._is_suspect(records[uuid])}
+        anyones = {uuid for uuid in due if self._is_anyones(uuid)}
+        if self._spool is None:
+            self._print([records[uuid] for uuid in due - anyones])
+            return
+        if not records:
+            return
         try:
-            kept = self._spool.append([Entry(record, uuid in suspect) for uuid, record in records.items()])
+            kept = self._spool.append([Entry(record, uuid in anyones) for uuid, record in records.items()])
             error = "" if len(kept) == len(records) else "it is full"
         except OSError as failed:
             kept, error = set(), failed.strerror or type(failed).__name__
@@ -357,7 +374,7 @@ class Ledger:
         with self._changed:
             self._lines_due -= due & kept
         # Where something is not kept, nothing but its line would be left if the process were killed.
-        self._print([records[uuid] for uuid in due - (suspect & kept)])
+        self._print([records[uuid] for uuid in due - (anyones & kept)])
         self._spool_error = error
         if error and self._clock() - self._spool_warned_at >= WARNING_SECONDS:
             self._spool_warned_at = self._clock()
@@ -370,20 +387,19 @@ class Ledger:
 
     # Heartbeats, and who has none any more
 
-    def _beat(self) -> bool:
-        """Leave a heartbeat if one is due; whether it was."""
+    def _beat(self) -> None:
+        """Leave a heartbeat if one is due; what is to be done with each is due as well then."""
         began = self._clock()
         if began < self._beat_due_at:
-            return False
+            return
         with self._deadline:
             nodes.beat(self._node, self._place, self._using)
         with self._changed:
             if self._clock() - self._beaten_at > self._settings.node_lost_seconds:
                 self._beating_since = began
-                self._suspect_until = self._wrote_at
             self._beaten_at = began
         self._beat_due_at = began + self._settings.checkpoint_seconds
-        return True
+        self._upkeep_due = True
 
     def _look_after_the_dead(self) -> None:
         """Replay the spools and close the sessions of nodes that are no more."""
@@ -393,18 +409,19 @@ class Ledger:
                 try:
                     with replay.taken_over(path) as entries:
                         if entries is not None:
-                            self._write_entries(entries)
+                            self._write_entries(entries, own=False)
                             dead.add(node_of(path))
                 except OSError as error:
                     log.warning("the spool %s of another process can't be read: %s", path, error.strerror)
         with self._deadline:
             dead.update(nodes.gone_from(self._place, self._using, but=self._node))
-            settled = nodes.settle_nodes(self._using, dead - {self._node})
+            for settled in nodes.settle_nodes(self._using, dead - {self._node}):
+                self._print(settled)
         lost_seconds = self._settings.node_lost_seconds
         if self._beaten_at - self._beating_since > lost_seconds:
             with self._deadline:
-                settled += nodes.settle(self._using, lost_seconds=lost_seconds)
-        self._print(settled)
+                for settled in nodes.settle(self._using, lost_seconds=lost_seconds):
+                    self._print(settled)
 
     # The database
 
@@ -434,6 +451,16 @@ class Ledger:
         # The exponent has a bound as well: 2 ** failures of a day's outage is no float any more.
         return min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(self._failures - 1, 16))
 
+    def _connect(self) -> None:
+        """Have a connection, and keep it for many batches, whatever Django's settings say about requests'."""
+        connection = connections[self._using]
+        if self._clock() - self._connected_at > CONNECTION_SECONDS:
+            self._drop_connection()
+        if connection.connection is None:
+            with self._deadline:
+                connection.ensure_connection()
+            self._connected_at = self._clock()
+
     def _drop_connection(self) -> None:
         with suppress(Exception):  # it may be broken in any way; a new one is made when needed
             connections[self._using].close()
@@ -444,6 +471,17 @@ class Ledger:
 
     def _database(self) -> str:
         return f"the {connections[self._using].display_name} database"
+
+
+def _release(error: BaseException | None) -> None:
+    """Let go of what the frames of a failed attempt hold.
+
+    psycopg's error is in a cycle with the frame that tried to connect: its socket would stay open until the
+    garbage collector comes by, one more for each attempt.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _first_line(error: Exception) -> str:

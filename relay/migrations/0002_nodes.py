@@ -29,4 +29,12 @@ class Migration(migrations.Migration):
             model_name='relaysession',
             index=models.Index(condition=models.Q(('timestamp__isnull', True)), fields=['node'], name='relay_session_live'),
         ),
+        migrations.RemoveIndex(
+            model_name='relaysession',
+            name='relay_session_reason',
+        ),
+        migrations.AddIndex(
+            model_name='relaysession',
+            index=models.Index(fields=['reason', 'started_at', 'session_uuid'], name='relay_session_reason'),
+        ),
     ]

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +37,7 @@ class Place:
     folder: Path
     """Empty, removed afterwards; one for all nodes."""
     redis_url: str
+    database_url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class Contestant:
     `needs_broker`: a Valkey server is started beside it. `window_frames`: most frames on the way in one
     direction, for a relay that drops what comes faster. `may_lose`: drops that come all the same are counted
     and shown instead of failing it. `cannot`: workloads it has no notion of, and why. `ours`: not a peer to
-    be beaten. `nodes`: how many server processes.
+    be beaten. `nodes`: how many server processes. `needs_database`: a PostgreSQL server is started beside it.
+    `pairs`: legs of one path are a session. `only_named`: for workloads that name it, and no others.
     """
 
     name: str
@@ -69,6 +71,9 @@ class Contestant:
     may_lose: bool = False
     cannot: Mapping[str, str] = field(default_factory=dict)
     nodes: int = 1
+    needs_database: bool = False
+    pairs: bool = True
+    only_named: bool = False
 
 
 def _ours(place: Place, argv: list[str]) -> Launch:
@@ -77,7 +82,7 @@ def _ours(place: Place, argv: list[str]) -> Launch:
         "PORT": str(place.port),
         "RELAY_VAR_DIR": str(place.folder),
         "REDIS_URL": place.redis_url,
-        "DATABASE_URL": "",
+        "DATABASE_URL": place.database_url,
     }
     return Launch(argv, env, before=([sys.executable, "manage.py", "migrate", "--verbosity", "0"],))
 
@@ -85,6 +90,25 @@ def _ours(place: Place, argv: list[str]) -> Launch:
 def _relay_daphne(place: Place) -> Launch:
     # Plain, as the README has it; all but the port is at its default.
     return _ours(place, [str(BIN / "daphne"), "-p", str(place.port), "lemcloud.asgi:application"])
+
+
+def _ledger(recording: str) -> Callable[[Place], Launch]:
+    def launch(place: Place) -> Launch:
+        app = "tests.benchmarks.peers.ledger_relay:application"
+        ours = _ours(place, [str(BIN / "daphne"), "-p", str(place.port), app])
+        return replace(ours, env={**ours.env, "BENCH_LEDGER": recording})
+
+    return launch
+
+
+def _stock_daphne(
+    app: str, env: Callable[[Place], Mapping[str, str]] = lambda _: {}
+) -> Callable[[Place], Launch]:
+    def launch(place: Place) -> Launch:
+        argv = [str(BIN / "daphne"), "-v", "0", "-b", "127.0.0.1", "-p", str(place.port), app]
+        return Launch(argv, env(place))
+
+    return launch
 
 
 def _uvicorn(app: str, port: int) -> list[str]:
@@ -97,12 +121,10 @@ def _relay_uvicorn(place: Place) -> Launch:
 
 
 def _tutorial(layer: str) -> Callable[[Place], Launch]:
-    def launch(place: Place) -> Launch:
-        app = "tests.benchmarks.peers.tutorial:application"
-        argv = [str(BIN / "daphne"), "-v", "0", "-b", "127.0.0.1", "-p", str(place.port), app]
-        return Launch(argv, {"BENCH_LAYER": layer, "BENCH_REDIS_URL": place.redis_url})
-
-    return launch
+    return _stock_daphne(
+        "tests.benchmarks.peers.tutorial:application",
+        lambda place: {"BENCH_LAYER": layer, "BENCH_REDIS_URL": place.redis_url},
+    )
 
 
 def _module(name: str) -> Callable[[Place], Launch]:
@@ -252,6 +274,38 @@ CONTESTANTS = (
         may_lose=True,
         cannot={"nodes-same": TWO_NODES_ONLY},
         nodes=2,
+    ),
+    Contestant(
+        "ledger-off",
+        "Lem Relay on Daphne, with a ledger that records nothing",
+        _ledger("off"),
+        token_key=SECRET_KEY,
+        ours=True,
+        only_named=True,
+    ),
+    Contestant(
+        "ledger-sqlite",
+        "Lem Relay on Daphne, with its ledger on SQLite",
+        _ledger("on"),
+        token_key=SECRET_KEY,
+        ours=True,
+        only_named=True,
+    ),
+    Contestant(
+        "ledger-postgresql",
+        "Lem Relay on Daphne, with its ledger on PostgreSQL",
+        _ledger("on"),
+        token_key=SECRET_KEY,
+        ours=True,
+        needs_database=True,
+        only_named=True,
+    ),
+    Contestant(
+        "accepting",
+        "bare Channels consumer on stock Daphne: accepts, no token, no peer",
+        _stock_daphne("tests.benchmarks.peers.accepting:application"),
+        pairs=False,
+        only_named=True,
     ),
 )
 BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}

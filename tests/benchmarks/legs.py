@@ -4,10 +4,13 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import itertools
 import json
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 from picows import (
     WSFrame,
@@ -28,10 +31,17 @@ LOST_SECONDS = 1.0
 """Where losses are counted, frames on the way for this long while nothing comes are lost."""
 STALL_SECONDS = 6.0
 """A relay that delivers nothing for this long while frames are on the way has lost them."""
+SESSION_PREFIX = uuid.uuid4().hex[:8]
+_session_numbers = itertools.count()
 
 
 class WorkloadError(Exception):
     """The relay did not do its work; the text is the reason for the table."""
+
+
+def new_session() -> str:
+    """A session id that no job of this process used before."""
+    return f"bench-{SESSION_PREFIX}-{next(_session_numbers)}"
 
 
 class Leg(WSListener):
@@ -311,3 +321,22 @@ def token(key: str, session: str, role: str) -> str:
 
 def _base64(data: bytes) -> bytes:
     return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+async def each(
+    count: int, at_once: int, act: Callable[[], Awaitable[Any]], seconds: float = float("inf")
+) -> int:
+    """`act` `count` times, `at_once` at a time, begun within `seconds`; how often it was done."""
+    done, stop_at = 0, time.monotonic() + seconds
+    numbers = iter(range(count))
+
+    async def worker() -> None:
+        nonlocal done
+        for _ in numbers:
+            if time.monotonic() > stop_at and done:
+                return
+            await act()
+            done += 1
+
+    await asyncio.gather(*(worker() for _ in range(at_once)))
+    return done

@@ -7,109 +7,40 @@ Each job is bounded in time and bytes, uses the loopback only, and ends when std
 import asyncio
 import itertools
 import json
-import os
 import resource
 import sys
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import redis
 import uvloop
-from picows import WSFrame, WSMsgType, WSTransport
 
+from .echo import ROUND_TRIP_BYTES, Echo, round_trips
 from .legs import (
     CONNECT_SECONDS,
-    STALL_SECONDS,
     Arena,
     Leg,
     Stream,
     WorkloadError,
+    each,
     finish,
+    new_session,
     run_streams,
     watch,
 )
-from .measure import ProcessTree, cpu_seconds
+from .measure import ProcessTree
+from .meter import Figures, Meter, idle
 from .plan import KIB, MIB, Job, Target
 from .stats import percentile
 from .traffic import make_trace, trace_for
+from .usage import checkpoint, joins, rtt_checkpoint
 
-Figures = dict[str, float]
 PAIRS = 200
 MIN_WINDOWS = 3
 """Fairness is told only when the pairs had this many windows each on average; below, the start decides."""
 WARM_UP_SHARE = 0.2
-SESSION_PREFIX = uuid.uuid4().hex[:8]
-_session_numbers = itertools.count()
-
-
-def new_session() -> str:
-    """A session id that no job of this process used before."""
-    return f"bench-{SESSION_PREFIX}-{next(_session_numbers)}"
-
-
-class Meter:
-    """CPU of the server's nodes, the broker and this process between two moments, with the wall time."""
-
-    def __init__(self, target: Target) -> None:
-        self._near = ProcessTree(target.pid)
-        self._far = ProcessTree(target.far_pid) if target.far_pid else None
-        self._broker_pid = target.broker_pid
-        self._broker_port = target.broker_port
-        self._commands_before = self._commands()
-        self._start = self._read()
-
-    def _read(self) -> tuple[float, float, float, float, float]:
-        broker = cpu_seconds(self._broker_pid) if self._broker_pid else 0.0
-        far = self._far.cpu_seconds() if self._far else 0.0
-        return self._near.cpu_seconds(), far, broker, time.process_time(), time.perf_counter()
-
-    def _commands(self) -> int:
-        """Commands that the broker was sent so far, in scripts too; without those that ask it this."""
-        if self._broker_port is None:
-            return 0
-        with redis.Redis(port=self._broker_port) as broker:
-            stats = broker.info("commandstats")
-        asking = ("cmdstat_info", "cmdstat_hello", "cmdstat_client")
-        return sum(int(stat["calls"]) for name, stat in stats.items() if not name.startswith(asking))
-
-    def commands_per_s(self) -> float:
-        """How many commands a second the broker was sent since the start."""
-        return (self._commands() - self._commands_before) / (time.perf_counter() - self._start[-1])
-
-    def figures(self, frames: int, payload_bytes: int) -> Figures:
-        """What `frames` frames of `payload_bytes` in all cost since the start."""
-        near, far, broker, own, wall = (b - a for a, b in zip(self._start, self._read(), strict=True))
-        server = near + far
-        if not frames:
-            raise WorkloadError("no frame came through in the time given")
-        figures = {
-            "frames": frames,
-            "bytes": payload_bytes,
-            "seconds": wall,
-            "cpu_seconds": server,
-            "cpu_us_per_frame": server / frames * 1e6,
-            "cpu_s_per_gb": server / payload_bytes * 1e9,
-            "broker_cpu_us_per_frame": broker / frames * 1e6,
-            "frames_per_s": frames / wall,
-            "mb_per_s": payload_bytes / wall / 1e6,
-            "server_busy": server / wall,
-            "generator_busy": own / wall,
-        }
-        if self._broker_port is not None:
-            commands = self._commands() - self._commands_before
-            figures |= {
-                "near_cpu_seconds": near,
-                "far_cpu_seconds": far,
-                "broker_cpu_seconds": broker,
-                "commands": commands,
-                "commands_per_mib": commands / payload_bytes * MIB,
-                "commands_per_10k_frames": commands / frames * 10_000,
-            }
-        return figures
 
 
 async def stream(target: Target, workload: str, seconds: float, both_ways: bool = False) -> Figures:
@@ -195,54 +126,14 @@ async def paced(target: Target, seconds: float) -> Figures:
         return meter.figures(frames, frames * 128)
 
 
-class Echo(Leg):
-    """Sends each frame back as it comes, at once."""
-
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        if frame.msg_type == WSMsgType.BINARY:
-            transport.send(WSMsgType.BINARY, frame.get_payload_as_bytes())
-        else:
-            super().on_ws_frame(transport, frame)
-
-
 async def rtt(target: Target, seconds: float) -> Figures:
     """Back and forth, one frame at a time: microseconds from a write to its echo's arrival."""
-    payload = os.urandom(128)
-    times: list[int] = []
-    done = asyncio.Event()
     async with Arena(target) as arena:
         near, _ = await arena.pair(new_session(), make_far=Echo)
-        stop_at, sent_at = float("inf"), 0
-
-        def ping() -> None:
-            nonlocal sent_at
-            now = time.perf_counter_ns()
-            times.append(now - sent_at)
-            if near.error or now / 1e9 > stop_at:
-                done.set()
-            else:
-                sent_at = time.perf_counter_ns()
-                near.transport.send(WSMsgType.BINARY, payload)
-
-        async def play(duration: float) -> None:
-            nonlocal stop_at, sent_at
-            times.clear()
-            done.clear()
-            stop_at = time.perf_counter() + duration
-            sent_at = time.perf_counter_ns()
-            near.transport.send(WSMsgType.BINARY, payload)
-            try:
-                await asyncio.wait_for(done.wait(), duration + STALL_SECONDS)
-            except TimeoutError:
-                raise WorkloadError(f"no echo after {len(times)} round trips") from None
-            if near.error:
-                raise WorkloadError(near.error)
-
-        near.progress = ping
-        await play(seconds * WARM_UP_SHARE)
+        await round_trips(near, seconds * WARM_UP_SHARE)
         meter = Meter(target)
-        await play(seconds)
-        figures = meter.figures(2 * len(times), 2 * 128 * len(times))
+        times = await round_trips(near, seconds)
+        figures = meter.figures(2 * len(times), 2 * ROUND_TRIP_BYTES * len(times))
         return figures | {
             "p50_us": percentile(times, 0.5) / 1e3,
             "p99_us": percentile(times, 0.99) / 1e3,
@@ -284,22 +175,22 @@ async def waiting(target: Target, legs: int, cycles: int, seconds: float) -> Fig
     """
     tree = ProcessTree(target.pid)
     async with Arena(target) as arena:
-        await _each(50, 10, lambda: _come_and_go(arena))  # imports and caches of the first few
-        await _idle(tree)
+        await each(50, 10, lambda: _come_and_go(arena))  # imports and caches of the first few
+        await idle(tree)
         before, cpu = tree.memory(), tree.cpu_seconds()
-        held = await _each(legs, 25, lambda: arena.leg(new_session(), "client"), seconds)
-        await _idle(tree)
+        held = await each(legs, 25, lambda: arena.leg(new_session(), "client"), seconds)
+        await idle(tree)
         after, cpu = tree.memory(), tree.cpu_seconds() - cpu
         errors = [leg.error for leg in arena.legs if leg.error]
         if errors:
             raise WorkloadError(errors[0])
-    await _idle(tree)
+    await idle(tree)
     async with Arena(target) as arena:
-        half = await _each(cycles // 2, 25, lambda: _come_and_go(arena), seconds / 2)
-        await _idle(tree)
+        half = await each(cycles // 2, 25, lambda: _come_and_go(arena), seconds / 2)
+        await idle(tree)
         middle = tree.memory()
-        rest = await _each(cycles - cycles // 2, 25, lambda: _come_and_go(arena), seconds / 2)
-        await _idle(tree)
+        rest = await each(cycles - cycles // 2, 25, lambda: _come_and_go(arena), seconds / 2)
+        await idle(tree)
         end = tree.memory()
     return {
         "legs": held,
@@ -320,36 +211,6 @@ async def _come_and_go(arena: Arena) -> None:
         await asyncio.wait_for(leg.transport.wait_disconnected(), 10)
     except TimeoutError:
         raise WorkloadError("no answer to a close frame for 10 s") from None
-
-
-async def _each(
-    count: int, at_once: int, act: Callable[[], Awaitable[Any]], seconds: float = float("inf")
-) -> int:
-    """`act` `count` times, `at_once` at a time, begun within `seconds`; how often it was done."""
-    done, stop_at = 0, time.monotonic() + seconds
-    numbers = iter(range(count))
-
-    async def worker() -> None:
-        nonlocal done
-        for _ in numbers:
-            if time.monotonic() > stop_at and done:
-                return
-            await act()
-            done += 1
-
-    await asyncio.gather(*(worker() for _ in range(at_once)))
-    return done
-
-
-async def _idle(tree: ProcessTree, longest: float = 1.0) -> None:
-    """Wait until the server has caught up: less than 5 % of a core over 100 ms."""
-    stop_at = time.monotonic() + longest
-    busy = tree.cpu_seconds()
-    while time.monotonic() < stop_at:
-        await asyncio.sleep(0.1)
-        before, busy = busy, tree.cpu_seconds()
-        if busy - before < 0.005:
-            return
 
 
 async def stalled(target: Target, bytes_limit: int, seconds: float) -> Figures:
@@ -379,7 +240,7 @@ async def stalled(target: Target, bytes_limit: int, seconds: float) -> Figures:
             await asyncio.sleep(0 if near.can_write() else 0.01)
             if time.monotonic() > sample_at:
                 peak, sample_at = max(peak, tree.rss()), time.monotonic() + 0.02
-        await _idle(tree, 1.0)
+        await idle(tree, 1.0)
         return {
             "rss_growth": max(peak, tree.rss()) - start,
             "accepted_bytes": accepted,
@@ -402,6 +263,9 @@ WORK: dict[str, Callable[..., Awaitable[Figures]]] = {
     "nodes-large": lambda target, seconds: across(target, "nodes-large", seconds),
     "nodes-rtt": rtt,
     "nodes-same": on_one_node,
+    "joins": joins,
+    "checkpoint": checkpoint,
+    "rtt-checkpoint": rtt_checkpoint,
 }
 
 

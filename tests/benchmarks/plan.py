@@ -15,8 +15,9 @@ class Workload:
     """One kind of load. `fresh`: needs a server that carried nothing before, as it measures memory.
 
     `full` and `quick` are the keyword arguments of the function of this name in `load`, for either size of
-    run; `once` workloads run in the first repetition only, as what they measure hardly varies. `nodes`: for
-    contestants of this many server processes, and for those named in `beside`; what has none runs by itself.
+    run; `once` workloads run in the first repetition only: what they measure hardly varies, or they repeat it
+    themselves. `nodes`: for contestants of this many server processes, and for those named in `beside`; what
+    has none runs by itself. `only`: for these alone, of which the first is what the others are compared with.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Workload:
     once: bool = False
     nodes: int = 1
     beside: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
 
 WORKLOADS = (
@@ -85,6 +87,31 @@ WORKLOADS = (
         {"sessions": 100_000},
         nodes=0,
     ),
+    Workload(
+        "joins",
+        "sessions of two legs that join, meet and leave",
+        {"seconds": 5.0},
+        {"seconds": 2.0},
+        only=("ledger-off", "ledger-sqlite", "ledger-postgresql", "accepting"),
+    ),
+    Workload(
+        "checkpoint",
+        "one checkpoint of many sessions that have all changed",
+        {"sessions": 10_000, "rounds": 3, "seconds": 10.0},
+        {"sessions": 1_000, "rounds": 1, "seconds": 2.0},
+        fresh=True,
+        once=True,
+        only=("ledger-sqlite", "ledger-postgresql"),
+    ),
+    Workload(
+        "rtt-checkpoint",
+        "128 B back and forth, one pair, while many sessions are checkpointed",
+        {"sessions": 10_000, "rounds": 3, "seconds": 10.0},
+        {"sessions": 1_000, "rounds": 1, "seconds": 2.0},
+        fresh=True,
+        once=True,
+        only=("ledger-sqlite", "ledger-postgresql"),
+    ),
 )
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
 
@@ -111,6 +138,10 @@ class Target:
     far_port: int | None = None
     """The second node's: the far leg goes there."""
     far_pid: int | None = None
+    database_pid: int | None = None
+    """PostgreSQL, where the server records in one: counted apart, with its children."""
+    pairs: bool = True
+    """Whether a leg is closed by the relay when its peer leaves."""
 
 
 @dataclass(frozen=True, slots=True)

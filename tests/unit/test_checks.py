@@ -32,6 +32,14 @@ def test_a_missing_channel_layer_is_e002(settings):
     assert ids() == {"relay.E002"}
 
 
+def test_an_admin_without_unfold_before_it_is_e004(settings):
+    installed = list(settings.INSTALLED_APPS)
+    settings.INSTALLED_APPS = [name for name in installed if name != "django.contrib.admin"]
+    assert not ids()
+    settings.INSTALLED_APPS = [*(name for name in installed if name != "unfold"), "unfold"]
+    assert "relay.E004" in ids()
+
+
 def test_a_short_secret_key_is_w001(settings):
     settings.SECRET_KEY = "short"
     assert ids() == {"relay.W001"}

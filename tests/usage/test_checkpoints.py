@@ -1,12 +1,13 @@
 """Live sessions are recorded as they go on, without holding up the event loop."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
-from relay import conf
+from relay import conf, live, sessions
 from relay.closing import Close, CloseReason
 from relay.grants import Grant
 from relay.ledger import SessionRecord
@@ -58,8 +59,8 @@ async def timers(monkeypatch: pytest.MonkeyPatch) -> Timers:
     return Timers(monkeypatch)
 
 
-@pytest.fixture
-async def sessions(book: Book, timers: Timers) -> Sessions:
+@pytest.fixture(name="sessions")
+async def sessions_of_test(book: Book, timers: Timers) -> Sessions:
     return Sessions(conf.RelaySettings(), MemoryRendezvous(), book)
 
 
@@ -116,3 +117,22 @@ async def test_many_sessions_are_recorded_slice_by_slice_within_the_interval(ses
     assert slices == -(-count // SLICE_SESSIONS)
     assert seconds == pytest.approx(10, rel=0.5) if slices > 1 else seconds <= 10
     assert len({record.session_uuid for record in book.records}) == count
+
+
+@pytest.mark.parametrize("step", [timedelta(hours=-1), timedelta(hours=1)])
+async def test_a_step_of_the_wall_clock_changes_no_duration(
+    book: Book, timers: Timers, monkeypatch: pytest.MonkeyPatch, step: timedelta
+) -> None:
+    seconds, wall = [100.0], [datetime(2026, 11, 3, 12, tzinfo=UTC)]
+    for module in (live, sessions):
+        monkeypatch.setattr(module, "now_utc", lambda: wall[0])
+    here = Sessions(conf.RelaySettings(), MemoryRendezvous(), book, clock=lambda: seconds[0])
+    leg = await join(here, "room", Role.CLIENT)
+    seconds[0] += 2
+    wall[0] += step
+    await join(here, "room", Role.SERVER)
+    seconds[0] += 3.5
+    here.end(leg, Close.because(CloseReason.CLOSED_BY_OPERATOR))
+    record = book.records[-1]
+    assert (record.waiting_ms, record.paired_ms, record.duration_seconds) == (2000, 3500, 5.5)
+    assert record.timestamp == wall[0]

@@ -35,3 +35,9 @@ def test_postgresql_starts_where_its_user_may_not_look(
     finally:
         server.remove()
     assert not server.folder.exists()
+
+
+@pytest.mark.parametrize("given", [{}, {"DATABASE_URL": "postgres://u@h/db"}])
+def test_a_requests_connection_ends_with_it(given: dict[str, str], tmp_path: Path) -> None:
+    """Under ASGI each request has a thread of its own, which would leave a kept one open."""
+    assert environment.read(given, tmp_path).database.get("CONN_MAX_AGE", 0) == 0

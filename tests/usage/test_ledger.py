@@ -36,11 +36,12 @@ class Writes:
         self.batches: list[int] = []
         self.failure: Exception | None = None
 
-    def __call__(self, records: Any, using: str) -> None:
+    def __call__(self, records: Any, using: str) -> Any:
         if self.failure is not None:
             raise self.failure
-        self.original(records, using)
+        had_ended = self.original(records, using)
         self.batches.append(len(records))
+        return had_ended
 
 
 @pytest.fixture

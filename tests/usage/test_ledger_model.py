@@ -1,12 +1,14 @@
 """The ledger beside a model of what it has to remember: a crash may come between any two of its steps.
 
-The steps are those of the writer thread, taken one by one: a record comes, the writer tries the database,
-which is there or away, the process is killed, be it half-way, the next one starts.
+The test is the writer thread and the outside world: a record comes, the writer writes to a database that is
+there or away, another node takes this one for dead, the process is killed, be it half-way through a step.
 """
 
 import json
 import logging
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,8 +25,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from relay.ledger import Ledger, SessionRecord, rows
-from relay.ledger.records import merge
+from relay.ledger import Ledger, SessionRecord, log_line, nodes, rows
+from relay.ledger.records import LINE_FIELDS, plain
+from relay.ledger.spool import Spool
 from relay.models import RelayLeg, RelayNode, RelaySession
 from tests.databases import Database
 from tests.usage.samples import START, leg, live
@@ -40,129 +43,148 @@ class Steps(Ledger):
     def _start(self) -> None:
         self._stopping = self._giving_up = False
 
-    def step(self) -> bool:
-        """What the writer does for the records that wait; whether all is in the database then."""
-        self._take()
-        if not self._attempt():
-            return False
-        self._batch = {}
-        return True
+
+@dataclass
+class Told:
+    """What the ledger was told of a session by the process that had it."""
+
+    newest: SessionRecord
+    figures: set[int] = field(default_factory=lambda: {0})
+    """All byte counts so far, however old."""
+    safe: SessionRecord | None = None
+    """What was in the database or the spool after a step: no crash may take it."""
+    may_lack_a_line: bool = False
+    """Killed in the midst of a step that had its end."""
 
 
-class LedgerAndSpool(RuleBasedStateMachine):
-    """One process after the other, with one spool folder and one database."""
+class World(RuleBasedStateMachine):
+    """One process after the other, with one spool folder; one database; and another node that settles."""
 
     def __init__(self) -> None:
         super().__init__()
         for table in (RelayLeg, RelaySession, RelayNode):
             table.objects.all().delete()
         self.folder = TemporaryDirectory()
-        self.number = 0
+        self.process = 0
         self.now = 1000.0
         self.lines: list[str] = []
-        self.away = False
-        self.dies_after: int | None = None
-        # What a crash may not take: the newest record of each session that is in the spool or the tables.
-        self.safe: dict[Any, SessionRecord] = {}
-        # And what may or may not be there, as it was on its way.
-        self.told: dict[Any, list[SessionRecord]] = {}
-        self.newest: dict[Any, SessionRecord] = {}
-        self.lost: set[Any] = set()
         self.collect = Collect(self.lines)
+        self.away = False
+        self.steps_to_live: int | None = None
+        self.sessions: dict[str, Told] = {}
         self.start()
 
     def start(self) -> None:
         """The next process."""
-        self.number += 1
+        self.process += 1
+        self.node = f"host:{10_000_000 + self.process}:1"
         self.ledger = Steps(
-            node=f"host:{10_000_000 + self.number}:1",
-            spool_dir=Path(self.folder.name),
-            batch_seconds=0,
-            clock=lambda: self.now,
+            node=self.node, spool_dir=Path(self.folder.name), batch_seconds=0, clock=lambda: self.now
         )
-        self.mine: set[int] = set()
+        self.mine: set[str] = set()
 
-    def write(self, records: Any, using: str) -> None:
-        """As `rows.write`, where the database is there for so many of its transactions."""
+    # Where it may be killed
+
+    def reach(self) -> None:
+        """One of the moments in which nothing may be lost."""
+        if self.steps_to_live is not None:
+            self.steps_to_live -= 1
+            if self.steps_to_live < 0:
+                raise Killed
+
+    def write_rows(self, write: Callable[..., set[Any]], records: Any, using: str) -> set[Any]:
+        self.reach()
         if self.away:
             raise OperationalError("away")
-        if self.dies_after == 0:
-            raise Killed
-        original_write(records, using)
-        if self.dies_after is not None:
-            self.dies_after -= 1
-            if self.dies_after == 0:
-                raise Killed  # written, and nobody knows
+        had_ended = write(records, using)
+        self.reach()
+        return had_ended
+
+    def write_spool(self, write: Callable[..., None], spool: Spool, descriptor: int, data: bytes) -> None:
+        try:
+            self.reach()
+        except Killed:
+            write(spool, descriptor, data[: len(data) // 2])  # torn
+            raise
+        write(spool, descriptor, data)
+        self.reach()
+
+    def clear_spool(self, clear: Callable[..., None], spool: Spool) -> None:
+        self.reach()
+        clear(spool)
+        self.reach()
 
     # What happens
 
     def _record(self, record: SessionRecord) -> None:
         self.ledger.record(record)
-        key = record.session_uuid
-        self.newest[key] = merge(self.newest.get(key), record)
-        self.told.setdefault(key, []).append(self.newest[key])
+        told = self.sessions.setdefault(record.session_id, Told(record))
+        told.newest = record
+        told.figures.add(record.total_bytes)
 
     @rule(count=st.integers(1, 3))
     def a_session_begins(self, count: int) -> None:
         for _ in range(count):
-            number = len(self.told) + 1
-            self.mine.add(number)
-            self._record(live(number, node=self.ledger._node, legs=(leg(number, node=self.ledger._node),)))
+            number = len(self.sessions) + 1
+            record = live(number, node=self.node, legs=(leg(number, node=self.node),))
+            self.mine.add(record.session_id)
+            self._record(record)
 
     @precondition(lambda self: self.mine)
     @rule(data=st.data(), nbytes=st.integers(1, 1000))
     def it_goes_on(self, data: Any, nbytes: int) -> None:
-        number = data.draw(st.sampled_from(sorted(self.mine)))
-        before = self.newest[live(number).session_uuid]
+        before = self.sessions[data.draw(st.sampled_from(sorted(self.mine)))].newest
         self._record(replace(before, bytes_client_to_server=before.bytes_client_to_server + nbytes))
 
     @precondition(lambda self: self.mine)
     @rule(data=st.data())
     def it_ends(self, data: Any) -> None:
-        number = data.draw(st.sampled_from(sorted(self.mine)))
-        self.mine.discard(number)
-        before = self.newest[live(number).session_uuid]
+        session_id = data.draw(st.sampled_from(sorted(self.mine)))
+        self.mine.discard(session_id)
+        before = self.sessions[session_id].newest
         legs = tuple(replace(one, left_at=START) for one in before.legs)
-        end = START + timedelta(seconds=number)
+        end = START + timedelta(seconds=len(self.sessions))
         self._record(replace(before, timestamp=end, reason="peer_left", legs=legs))
 
     @rule()
     def the_writer_writes(self) -> None:
-        if self.ledger.step():
+        self.ledger._step()
+        assert self.ledger.unwritten == 0
+        for told in self.sessions.values():
+            if told.newest.node == self.node:
+                told.safe = told.newest
+        if not self.ledger._failures:
             assert not self.ledger.spooled_bytes
-        assert self.ledger.unwritten == 0  # in the tables, or in the spool
-        self.safe = dict(self.newest)
-        self.a_row_says_what_was_told_of_its_session_and_nothing_else()
+            self.the_database_has_all_that_is_safe()
 
-    @rule(transactions=st.integers(0, 3))
-    def it_is_killed_while_it_writes(self, transactions: int) -> None:
-        self.dies_after = transactions
+    @rule(steps=st.integers(0, 6))
+    def it_is_killed_while_it_writes(self, steps: int) -> None:
+        self.steps_to_live = steps
         try:
-            self.ledger.step()
+            self.ledger._step()
         except Killed:
             pass
         finally:
-            self.dies_after = None
+            self.steps_to_live = None
+        self.ledger._lines.flush(10)
+        lines = map(json.loads, self.lines)
+        printed = {line["session_id"] for line in lines if line["reason"] == "peer_left"}
+        for session_id, told in self.sessions.items():
+            if told.newest.closed and session_id not in printed:
+                told.may_lack_a_line = True
         self.it_is_killed()
 
     @rule()
     def it_is_killed(self) -> None:
         self.ledger._lines.close(10)
         self.ledger._spool.close()
-        ends = {uuid for uuid, record in self.safe.items() if record.closed}
-        self.lost |= self.told.keys() - ends
-        self.newest = dict(self.safe)
         self.start()
 
-    @rule(cut=st.integers(1, 50))
-    def its_last_record_is_torn(self, cut: int) -> None:
-        """As a crash of the machine may leave it, in the midst of an append that nobody was told of."""
-        spool = self.ledger._spool
-        self.ledger._lines.close(10)
-        if spool.size:
-            with spool.path.open("ab") as file:
-                file.write(b"0badc0de F " + bytes(cut))
-        self.it_is_killed()
+    @rule()
+    def another_node_takes_it_for_dead(self) -> None:
+        RelayNode.objects.all().delete()
+        for closed in nodes.settle("default", lost_seconds=60):
+            self.lines += map(log_line, closed)
 
     @rule()
     def the_database_goes(self) -> None:
@@ -178,45 +200,53 @@ class LedgerAndSpool(RuleBasedStateMachine):
 
     # What has to be true
 
-    def a_row_says_what_was_told_of_its_session_and_nothing_else(self) -> None:
+    def the_database_has_all_that_is_safe(self) -> None:
+        """Each session in one row, and what it came to after it was closed too early in others."""
+        of_session: dict[str, list[RelaySession]] = {}
         for row in RelaySession.objects.all():
-            told = self.told[row.session_uuid]
-            figures = {record.bytes_client_to_server for record in told}
-            assert row.bytes_client_to_server in figures
-            if row.reason == "peer_left":
-                assert row.bytes_client_to_server == told[-1].bytes_client_to_server
-                assert row.timestamp == told[-1].timestamp
-            elif row.reason:
-                assert row.reason == "node_lost"
-                assert row.session_uuid in self.lost
+            of_session.setdefault(row.session_id, []).append(row)
+        for session_id, told in self.sessions.items():
+            found = of_session.pop(session_id, [])
+            total = sum(row.total_bytes for row in found)
+            assert total in told.figures
+            assert Counter(row.timestamp is None for row in found)[True] <= 1
+            ends = [row for row in found if row.reason == "peer_left"]
+            assert len(ends) <= 1
+            assert all(row.reason in {"peer_left", "node_lost", ""} for row in found)
+            if told.safe is not None:
+                assert total >= told.safe.total_bytes
+                if told.safe.closed:
+                    assert total == told.safe.total_bytes
+                    (end,) = ends
+                    assert end.timestamp == told.safe.timestamp
+        assert not of_session, "rows of sessions that nobody had"
 
-    def no_session_has_two_lines(self) -> None:
+    def each_closed_row_has_one_line(self) -> None:
         self.ledger._lines.flush(10)
-        printed = [json.loads(line) for line in self.lines]
-        by_session = {line["session_uuid"]: line for line in printed}
-        assert len(by_session) == len(printed)
+        printed = {line["session_uuid"]: line for line in map(json.loads, self.lines)}
+        assert len(printed) == len(self.lines), "a second line"
         for row in RelaySession.objects.filter(timestamp__isnull=False):
-            line = by_session.get(str(row.session_uuid))
-            # None where it was killed between the transaction and its line.
-            assert line is None or line["reason"] == row.reason
-            assert line is not None or row.session_uuid in self.lost
+            line = printed.pop(str(row.session_uuid), None)
+            if line is None:
+                assert self.sessions[row.session_id].may_lack_a_line
+            else:
+                assert line == {"event": "session_closed"} | {n: plain(getattr(row, n)) for n in LINE_FIELDS}
+        assert not printed, "a line without a row"
 
     def teardown(self) -> None:
-        """In the end, with the database there, nothing that was safe is missing."""
+        """In the end, with the database there, all is closed and nothing that was safe is missing."""
         try:
             self.away = False
             self.it_is_killed()
             self.now += 11
-            assert self.ledger.step()
-            assert not list(Path(self.folder.name).iterdir())
-            for uuid, record in self.safe.items():
-                row = RelaySession.objects.get(pk=uuid)
-                assert row.bytes_client_to_server >= record.bytes_client_to_server
-                assert row.reason == ("peer_left" if record.closed else row.reason)
-                assert row.timestamp is not None, "it is nobody's, and open"
+            self.ledger._step()
+            assert not list(Path(self.folder.name).glob("*.spool"))
+            self.the_database_has_all_that_is_safe()
+            self.another_node_takes_it_for_dead()
+            assert not RelaySession.objects.filter(timestamp__isnull=True).exists()
             assert not RelayLeg.objects.filter(left_at__isnull=True).exists()
-            self.a_row_says_what_was_told_of_its_session_and_nothing_else()
-            self.no_session_has_two_lines()
+            self.the_database_has_all_that_is_safe()
+            self.each_closed_row_has_one_line()
         finally:
             self.ledger._lines.close(10)
             self.collect.stop()
@@ -239,24 +269,29 @@ class Collect(logging.Handler):
         self._logger.handlers = self._others
 
 
-original_write = rows.write
-
-
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_whatever_happens_in_whatever_order_what_was_safe_is_there_once(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machines: list[LedgerAndSpool] = []
+    worlds: list[World] = []
 
-    def machine() -> LedgerAndSpool:
-        made = LedgerAndSpool()
-        machines.append(made)
-        return made
+    def make() -> World:
+        worlds.append(World())
+        return worlds[-1]
 
-    monkeypatch.setattr(rows, "write", lambda records, using: machines[-1].write(records, using))
+    for owner, name in ((rows, "write"), (Spool, "_write"), (Spool, "clear")):
+        original = getattr(owner, name)
+        step = "write_rows" if owner is rows else f"{name.strip('_')}_spool"
+        monkeypatch.setattr(
+            owner,
+            name,
+            # A function, so that it becomes a method of `Spool`.
+            lambda *args, step=step, original=original: getattr(worlds[-1], step)(original, *args),
+        )
     run_state_machine_as_test(
-        machine,
+        make,
         settings=settings(
-            max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=200, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -19,6 +19,7 @@ from relay.models import RelayLeg, RelaySession
 from tests.databases import Database, Postgres, as_default
 from tests.usage.samples import START, ended, leg, live
 from tests.usage.test_ledger import Writes, assert_row_equals, lines, of_ledger, wait_until, writes
+from tests.usage.test_ledger_model import Steps
 from tests.usage.test_spool import largest_file, on_disk
 
 __all__ = ["lines", "writes"]
@@ -86,9 +87,9 @@ def test_a_session_that_ends_while_its_checkpoint_is_written_has_its_line(
         if ends and not any(record.closed for record in records):
             ledger.record(ends.pop())
 
-    def write(records: Any, using: str) -> None:
+    def write(records: Any, using: str) -> Any:
         end_one(records)
-        original(records, using)
+        return original(records, using)
 
     writes.original = write
     ledger.record(live(1))
@@ -120,6 +121,27 @@ def test_what_comes_after_the_outage_is_written_after_what_came_during_it(
     ledger.record(live(1, bytes_client_to_server=2, legs=(leg(1), leg(2, role="server"))))
     assert ledger.flush(SOON)
     assert_row_equals(live(1, bytes_client_to_server=2, legs=(leg(1), leg(2, role="server"))))
+
+
+def test_what_waits_is_on_the_disk_before_a_database_that_was_away_is_tried_again(
+    database: Database, writes: Writes, folder: Path
+) -> None:
+    """Where it hangs, the attempt takes seconds."""
+    ledger = Steps(batch_seconds=0, spool_dir=folder, clock=lambda: now)
+    on_the_disk: list[list[str]] = []
+
+    def write(records: Any, using: str) -> Any:
+        on_the_disk.append([record.session_id for record in on_disk(folder)] if folder.exists() else [])
+        raise OperationalError("still away")
+
+    writes.original = write
+    now = 0.0
+    ledger.record(live(1))
+    ledger._step()
+    ledger.record(ended(2))
+    now = SOON
+    ledger._step()
+    assert on_the_disk == [[], ["session-1", "session-2"]]
 
 
 def test_a_spool_is_replayed_at_the_next_start_and_prints_no_line_again(

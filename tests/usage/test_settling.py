@@ -1,11 +1,13 @@
 """What a dead node left open is closed, once, by whoever is there; what a living one has is left alone."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
 from datetime import timedelta
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,8 @@ def reasons() -> dict[str, str]:
 
 
 def settle() -> list[str]:
-    return [record.session_id for record in nodes.settle("default", lost_seconds=LOST_SECONDS)]
+    closed = chain.from_iterable(nodes.settle("default", lost_seconds=LOST_SECONDS))
+    return [record.session_id for record in closed]
 
 
 def settle_usage(*arguments: str) -> str:
@@ -84,7 +87,7 @@ def test_a_lost_nodes_sessions_and_legs_are_closed_with_what_the_rows_hold(datab
     beat(DEAD, LOST_SECONDS + 1)
     left_open(1, bytes_client_to_server=7, waiting_ms=123, paired_ms=456, account_id="acme", paired_at=START)
     before = nodes.now("default")
-    [record] = nodes.settle("default", lost_seconds=LOST_SECONDS)
+    [[record]] = nodes.settle("default", lost_seconds=LOST_SECONDS)
     row = RelaySession.objects.get()
     assert row.reason == "node_lost"
     assert before <= row.timestamp <= nodes.now("default")
@@ -185,6 +188,32 @@ def test_after_an_outage_nobody_is_settled_until_all_had_time_to_come_back(clock
     assert reasons()["session-1"] == "node_lost"
 
 
+def test_who_loses_the_database_while_it_settles_has_printed_what_it_had_settled(
+    clock: Clock, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = f"host:{dead_process()}:1"
+    beat(gone, place=nodes.this_place())
+    for number in (1, 2, 3):
+        left_open(number, gone)
+    monkeypatch.setattr(nodes, "SESSIONS_AT_ONCE", 2)
+    close_rows = nodes._close_rows
+
+    def fail_once(using: str, uuids: list[Any]) -> Any:
+        monkeypatch.setattr(nodes, "_close_rows", fail)
+        return close_rows(using, uuids)
+
+    def fail(using: str, uuids: list[Any]) -> Any:
+        monkeypatch.setattr(nodes, "_close_rows", close_rows)
+        raise OperationalError("away")
+
+    monkeypatch.setattr(nodes, "_close_rows", fail_once)
+    clock.go_on(0)
+    clock.go_on(11)
+    assert list(reasons().values()).count("node_lost") == 3
+    assert clock.ledger.flush(SOON)
+    assert len(lines) == 3
+
+
 def dead_process() -> int:
     """A process id that nobody has."""
     process = subprocess.Popen([sys.executable, "-c", ""])
@@ -252,38 +281,113 @@ def test_a_node_that_ends_in_order_leaves_no_heartbeat(clock: Clock) -> None:
     assert RelayNode.objects.get().node == US
 
 
+def settled_meanwhile(number: int) -> None:
+    """Another node has closed the session of `US`, with what the row holds."""
+    RelayNode.objects.filter(node=US).delete()
+    assert f"session-{number}" in settle()
+
+
 @pytest.mark.parametrize("when", ["while it is cut off", "when it is back"])
-def test_a_node_that_was_cut_off_prints_no_line_for_a_session_that_was_settled_meanwhile(
+@pytest.mark.parametrize("cut_off_seconds", [1, LOST_SECONDS + 1])
+def test_what_a_session_came_to_after_others_had_closed_it_is_a_record_of_its_own(
     database: Database,
     writes: Writes,
     lines: list[str],
     tmp_path: Path,
     when: str,
+    cut_off_seconds: float,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = Clock(tmp_path)
-    clock.ledger.record(live(1, node=US))
-    clock.ledger.record(live(2, node=US))
+    clock.ledger.record(live(1, node=US, bytes_client_to_server=400, frames_client_to_server=1, paired_ms=50))
     clock.go_on(0)
     writes.failure = OperationalError("cut off")
-    clock.now += LOST_SECONDS + 1
-    RelayNode.objects.all().delete()
-    RelaySession.objects.filter(session_id="session-1").update(reason="node_lost", timestamp=START)
-    record = ended(1, node=US, bytes_client_to_server=999)
+    clock.now += cut_off_seconds
+    record = ended(1, node=US, bytes_client_to_server=999, legs=(leg(1, left_at=START),))
+    new = ended(2, node=US)
     if when == "while it is cut off":
         clock.ledger.record(record)
-        clock.ledger.record(ended(2, node=US))
+        clock.ledger.record(new)
         assert not clock.ledger.flush(0.3)
-        assert lines == []
+        assert lines == [log_line(new)]  # the other one may be closed by others
     writes.failure = None
+    settled_meanwhile(1)
     clock.go_on(LOST_SECONDS)
     if when != "while it is cut off":
         clock.ledger.record(record)
-        clock.ledger.record(ended(2, node=US))
+        clock.ledger.record(new)
     assert clock.ledger.close(SOON)
-    assert lines == [log_line(ended(2, node=US))]
-    assert reasons()["session-1"] == "node_lost"
-    assert any("999" in record.getMessage() for record in of_ledger(caplog))
+    first, rest = RelaySession.objects.filter(session_id="session-1").order_by("paired_seconds")
+    assert (first.reason, first.bytes_client_to_server, first.frames_client_to_server) == (
+        "node_lost",
+        400,
+        1,
+    )
+    assert (rest.reason, rest.timestamp, rest.account_id) == ("peer_left", record.timestamp, "acme")
+    assert (rest.bytes_client_to_server, rest.frames_client_to_server) == (599, 2)
+    assert (rest.bytes_server_to_client, rest.paired_seconds) == (2000, 0.15)
+    assert_row_equals(new)
+    printed = {line["session_uuid"]: line for line in map(json.loads, lines)}
+    assert printed.keys() == {str(new.session_uuid), str(rest.session_uuid)}
+    assert len(lines) == 2
+    assert printed[str(rest.session_uuid)]["bytes_client_to_server"] == 599
+    assert any(str(rest.session_uuid) in record.getMessage() for record in of_ledger(caplog))
+
+
+def test_a_session_that_goes_on_after_others_have_closed_it_is_still_checkpointed(
+    clock: Clock, lines: list[str]
+) -> None:
+    for nbytes, rows_after in ((100, [100]), (100, [100]), (250, [100, 150]), (300, [100, 200])):
+        record = live(1, node=US, bytes_client_to_server=nbytes)
+        clock.ledger.record(record)
+        clock.go_on(1)
+        counted = RelaySession.objects.filter(session_id="session-1").values_list("total_bytes", flat=True)
+        assert sorted(counted) == rows_after
+        if nbytes == 100 and not RelaySession.objects.filter(reason="node_lost").exists():
+            settled_meanwhile(1)
+    settled_meanwhile(1)  # once more
+    end = ended(1, node=US, bytes_client_to_server=1000, bytes_server_to_client=0)
+    for _ in range(2):
+        clock.ledger.record(end)
+        assert clock.ledger.flush(SOON)
+    found = RelaySession.objects.filter(session_id="session-1").order_by("total_bytes")
+    assert [(row.total_bytes, row.reason) for row in found] == [
+        (100, "node_lost"),
+        (200, "node_lost"),
+        (700, "peer_left"),
+    ]
+    assert clock.ledger.close(SOON)
+    assert len(lines) == 1  # those of the settled ones are printed by who settled
+
+
+def test_a_dead_nodes_spool_counts_though_its_sessions_were_settled_before_it_was_found(
+    database: Database, tmp_path: Path, lines: list[str]
+) -> None:
+    left_open(1, bytes_client_to_server=10)
+    left_open(2, bytes_client_to_server=10)
+    left_open(3, bytes_client_to_server=10)
+    assert len(settle()) == 3
+    spool = Spool(tmp_path, DEAD, 10**6)
+    spool.append([Entry(ended(1, node=DEAD), line_due=True)])
+    spool.append([Entry(live(2, node=DEAD, bytes_client_to_server=50))])
+    spool.append([Entry(live(3, node=DEAD, bytes_client_to_server=10))])
+    spool.close()
+    content = spool.path.read_bytes()
+    for _ in range(2):
+        spool.path.write_bytes(content)
+        clock = Clock(tmp_path)
+        clock.go_on(0)
+        assert clock.ledger.close(SOON)
+    sums = {
+        name: sum(
+            RelaySession.objects.filter(session_id=name).values_list("bytes_client_to_server", flat=True)
+        )
+        for name in ("session-1", "session-2", "session-3")
+    }
+    assert sums == {"session-1": 1001, "session-2": 50, "session-3": 10}
+    assert not RelaySession.objects.filter(timestamp=None, node=DEAD).exists()
+    printed = [json.loads(line)["session_uuid"] for line in lines]
+    assert len(printed) == len(set(printed)) == 2
 
 
 def test_a_line_that_waits_while_its_node_is_cut_off_is_printed_by_who_replays_the_spool(

@@ -1,0 +1,85 @@
+"""Two nodes end the same session in the same moment: one row, one line, and the figures of both."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from tests.nodes.cluster import pair_across
+from tests.relays import START_SECONDS, Relay
+
+SESSIONS = 40
+
+AT_ONCE = 10
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, str]:
+    return {"RELAY_NODE_SECONDS": "4", "RELAY_LINK_SECONDS": "4", "RELAY_CHECKPOINT_SECONDS": "1"}
+
+
+async def test_both_legs_leave_their_nodes_at_the_same_moment(cluster, session_id):
+    one, other, _ = cluster.nodes
+    few = asyncio.Semaphore(AT_ONCE)
+
+    async def meet(number: int) -> None:
+        async with few, pair_across(cluster, one, other, f"{session_id}.{number}") as (client, server):
+            for _ in range(number % 5):
+                await client.send(bytes(number))
+                await server.recv()
+            await server.send("thanks")
+            await client.recv()
+            await asyncio.gather(client.close(), server.close())
+
+    await asyncio.gather(*(meet(number) for number in range(SESSIONS)))
+    for number in range(SESSIONS):
+        line = await cluster.booked(f"{session_id}.{number}")
+        assert line["reason"] == "peer_left"
+        assert line["frames_client_to_server"] == number % 5
+        assert line["bytes_client_to_server"] == number % 5 * number
+        assert line["bytes_server_to_client"] == len("thanks")
+
+
+@pytest.mark.parametrize("dies", ["opener", "joiner"])
+async def test_a_node_dies_while_the_legs_on_the_other_one_leave(cluster, session_id, dies):
+    stays = cluster.nodes[0]
+    with cluster.another() as mortal:
+        first, second = (mortal, stays) if dies == "opener" else (stays, mortal)
+        async with AsyncExitStack() as stack:
+
+            async def meet(number: int):
+                across = pair_across(cluster, first, second, f"{session_id}.{number}")
+                client, server = await stack.enter_async_context(across)
+                await client.send(bytes(100))
+                await server.recv()
+                await server.send(bytes(200))
+                await client.recv()
+                return server if dies == "opener" else client
+
+            staying = [await meet(number) for number in range(AT_ONCE)]
+            await all_legs_are_recorded(cluster, session_id)
+            leaving = [asyncio.ensure_future(leg.close()) for leg in staying]
+            await asyncio.sleep(0)  # their close frames are on their way
+            await asyncio.to_thread(kill, mortal)
+            await asyncio.gather(*leaving)
+    to_the_one_that_stays = ("server_to_client", 200) if dies == "joiner" else ("client_to_server", 100)
+    to_the_dead = ("client_to_server", 100) if dies == "joiner" else ("server_to_client", 200)
+    for number in range(AT_ONCE):
+        line = await cluster.booked(f"{session_id}.{number}")
+        assert line["reason"] in ("peer_left", "peer_lost", "link_lost")
+        way, nbytes = to_the_one_that_stays
+        assert line[f"bytes_{way}"] == nbytes
+        way, nbytes = to_the_dead
+        assert line[f"bytes_{way}"] in (0, nbytes)
+
+
+async def all_legs_are_recorded(cluster, session_id: str) -> None:
+    async with asyncio.timeout(START_SECONDS):
+        for number in range(AT_ONCE):
+            while len(cluster.rows(f"{session_id}.{number}")[0]["legs"]) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+
+def kill(node: Relay) -> None:
+    node.process.kill()
+    node.process.wait()
