@@ -86,7 +86,7 @@ CHANNEL_LAYERS: dict[str, Any] = {
         "CONFIG": {"hosts": [{"address": ENV.redis_url, **REDIS_OPTIONS}]},
     }
     if ENV.redis_url
-    else {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+    else {"BACKEND": "relay.layers.MemoryChannelLayer"}
 }
 
 SIMPLE_JWT: dict[str, Any] = {
@@ -159,6 +159,12 @@ UNFOLD: dict[str, Any] = {
                         "icon": "business_center",
                         "link": reverse_lazy("admin:relay_relaysession_accounts"),
                         "permission": lambda request: request.user.has_perm("relay.view_relaysession"),
+                    },
+                    {
+                        "title": "Exports",
+                        "icon": "receipt_long",
+                        "link": reverse_lazy("admin:relay_usageexport_changelist"),
+                        "permission": lambda request: request.user.has_perm("relay.view_usageexport"),
                     },
                 ],
             },

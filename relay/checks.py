@@ -11,6 +11,10 @@ MIN_SECRET_KEY_BYTES = 32
 """Shortest key for HS256: the length of its hash (RFC 7518 section 3.2)."""
 
 
+OF_ONE_PROCESS = ("relay.layers.MemoryChannelLayer", "channels.layers.InMemoryChannelLayer")
+"""Channel layers that reach no other process."""
+
+
 @register(Tags.compatibility)
 def settings_are_usable(**_: Any) -> list[CheckMessage]:
     """relay.E001: `RELAY` has an unknown or malformed entry."""
@@ -26,7 +30,7 @@ def there_is_a_channel_layer(**_: Any) -> list[CheckMessage]:
     """relay.E002: no default channel layer, without which a session can't be closed from outside."""
     if "default" in getattr(settings, "CHANNEL_LAYERS", {}):
         return []
-    hint = "Add a default channel layer; channels.layers.InMemoryChannelLayer serves a single process."
+    hint = "Add a default channel layer; relay.layers.MemoryChannelLayer serves a single process."
     return [Error("CHANNEL_LAYERS has no default.", hint=hint, id="relay.E002")]
 
 
@@ -38,7 +42,7 @@ def nodes_can_reach_each_other(**_: Any) -> list[CheckMessage]:
         redis_url = conf.current().redis_url
     except conf.SettingError:
         return []  # that is E001
-    if not redis_url or layer != "channels.layers.InMemoryChannelLayer":
+    if not redis_url or layer not in OF_ONE_PROCESS:
         return []
     hint = (
         "Use a layer of channels_redis, or leave REDIS_URL (redis_url in RELAY) empty for one process alone."

@@ -25,7 +25,7 @@ from relay.admin.readonly import ReadOnly
 from relay.admin.timeline import recorded_at, timeline
 from relay.closing import CloseReason
 from relay.ledger import export
-from relay.models import RelayLeg, RelaySession
+from relay.models import CORRECTION_FIELDS, RelayLeg, RelaySession
 from relay.units import human_bytes, human_duration, human_moment
 
 DURATIONS = ("duration_seconds", "waiting_seconds", "paired_seconds")
@@ -142,6 +142,13 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
         return changelist
 
     # One session
+
+    def get_fieldsets(self, request: HttpRequest, obj: RelaySession | None = None) -> Any:
+        """What only corrections have, for those."""
+        fieldsets = super().get_fieldsets(request, obj)
+        if obj is not None and obj.corrects_id is not None:
+            fieldsets = (("Correction", {"fields": CORRECTION_FIELDS}), *fieldsets)
+        return fieldsets
 
     def get_readonly_fields(self, request: HttpRequest, obj: RelaySession | None = None) -> list[str]:
         return [field.name for field in RelaySession._meta.concrete_fields]

@@ -90,7 +90,7 @@ def _upsert(model: type[models.Model], rows: list[tuple[Any, ...]], ended: str, 
             return adapt_time(value) if isinstance(value, datetime) else value.hex
 
     with connection.cursor() as cursor:
-        cursor.execute(_statement(model, ended, connection), [json.dumps(rows, default=form)])
+        cursor.execute(_statement(model, ended, using), [json.dumps(rows, default=form)])
         return int(cursor.rowcount)
 
 
@@ -106,12 +106,14 @@ def _values_of(model: type[models.Model]) -> Callable[[Any], tuple[Any, ...]]:
     return attrgetter(*(field.attname for field in _fields(model) if not field.remote_field))
 
 
-def _statement(model: type[models.Model], ended: str, connection: Any) -> str:
+@cache
+def _statement(model: type[models.Model], ended: str, using: str) -> str:
     """The upsert of rows that are given as JSON.
 
     `bulk_create(update_conflicts=True)` has no condition, and reading first would leave a gap in which
     another node closes the session. So the condition is in the statement, where the database holds it.
     """
+    connection = connections[using]
     quote = connection.ops.quote_name
     fields = _fields(model)
     columns = [quote(str(field.column)) for field in fields]

@@ -12,6 +12,7 @@ from django.core.management import call_command
 from django.test import Client, override_settings
 
 from relay.ledger import rows
+from relay.ledger.corrections import correct
 from relay.models import RelayLeg, RelaySession, UsageExport
 from relay.units import human_bytes, human_duration
 from tests.databases import Database
@@ -184,3 +185,13 @@ def test_exports_are_shown_and_not_changed(superuser: Client, tmp_path: Path) ->
     for path in (detail, "/admin/relay/usageexport/add/", detail.replace("change", "delete")):
         assert superuser.post(path, {"destination": "other"}).status_code == 403
     assert UsageExport.objects.get().destination == "billing"
+
+
+def test_a_correction_says_what_it_corrects_and_why(superuser: Client) -> None:
+    rows.write([ended(1)], "default")
+    correction = correct(uuid(1), {"bytes_client_to_server": 1}, "counted twice")
+    assert correction is not None
+    page = superuser.get(f"/admin/relay/relaysession/{correction.pk}/change/").content.decode()
+    assert "counted twice" in page
+    original = superuser.get(f"/admin/relay/relaysession/{uuid(1)}/change/").content.decode()
+    assert "counted twice" not in original

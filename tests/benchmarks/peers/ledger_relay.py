@@ -13,17 +13,11 @@ import time
 from typing import Any
 from urllib.parse import parse_qs
 
-from channels.layers import InMemoryChannelLayer
-
 from lemcloud import asgi
 from relay import sessions
 from relay.ledger import Ledger, SessionRecord
 
 TICK_SECONDS = 0.005
-
-# The in-memory layer of Channels looks at all its channels at each receive: the 20,000 legs of a large
-# checkpoint would take minutes to come. Nothing in it expires here.
-InMemoryChannelLayer._clean_expired = lambda layer: None  # type: ignore[method-assign]
 
 
 class Probe:
