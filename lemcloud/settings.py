@@ -160,6 +160,12 @@ UNFOLD: dict[str, Any] = {
                         "link": reverse_lazy("admin:relay_relaysession_accounts"),
                         "permission": lambda request: request.user.has_perm("relay.view_relaysession"),
                     },
+                    {
+                        "title": "Exports",
+                        "icon": "download",
+                        "link": reverse_lazy("admin:relay_usageexport_changelist"),
+                        "permission": lambda request: request.user.has_perm("relay.view_usageexport"),
+                    },
                 ],
             },
             {
