@@ -162,7 +162,7 @@ UNFOLD: dict[str, Any] = {
                     },
                     {
                         "title": "Exports",
-                        "icon": "receipt_long",
+                        "icon": "download",
                         "link": reverse_lazy("admin:relay_usageexport_changelist"),
                         "permission": lambda request: request.user.has_perm("relay.view_usageexport"),
                     },

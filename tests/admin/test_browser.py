@@ -249,6 +249,7 @@ def test_each_page_looks_right_and_can_be_used_by_all(
             ("list", LIST),
             ("detail", ""),
             ("accounts", f"{LIST}accounts/"),
+            ("exports", "/admin/relay/usageexport/"),
         ):
             if path:
                 visit.go(path)

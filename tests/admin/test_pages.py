@@ -184,6 +184,14 @@ def test_a_malformed_date_shows_the_whole_list(support: Client, query: str) -> N
     assert support.get(LIST + query, follow=True).redirect_chain == [(f"{LIST}?e=1", 302)]
 
 
+def test_the_side_bar_leads_to_what_somebody_may_see(support: Client) -> None:
+    assert f'href="{LIST}accounts/"' in (page := support.get(LIST).content.decode())
+    assert "/admin/relay/usageexport/" not in page
+    everything = who_may("view_relaysession", "view_relayleg", "view_usageexport")
+    assert 'href="/admin/relay/usageexport/"' in everything.get(LIST).content.decode()
+    assert everything.get("/admin/relay/usageexport/").status_code == 200
+
+
 def test_all_assets_come_from_the_server_itself(support: Client) -> None:
     rows.write([ended(1)], "default")
     for page in ("/admin/login/", LIST, f"{LIST}{uuid(1)}/change/", f"{LIST}accounts/"):
