@@ -90,7 +90,7 @@ def _upsert(model: type[models.Model], rows: list[tuple[Any, ...]], ended: str, 
             return adapt_time(value) if isinstance(value, datetime) else value.hex
 
     with connection.cursor() as cursor:
-        cursor.execute(_statement(model, ended, using), [json.dumps(rows, default=form)])
+        cursor.execute(_statement(model, ended, using, connection.vendor), [json.dumps(rows, default=form)])
         return int(cursor.rowcount)
 
 
@@ -107,17 +107,17 @@ def _values_of(model: type[models.Model]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 @cache
-def _statement(model: type[models.Model], ended: str, using: str) -> str:
+def _statement(model: type[models.Model], ended: str, using: str, vendor: str) -> str:
     """The upsert of rows that are given as JSON.
 
     `bulk_create(update_conflicts=True)` has no condition, and reading first would leave a gap in which
     another node closes the session. So the condition is in the statement, where the database holds it.
     """
-    connection = connections[using]
+    connection = connections[using]  # of that vendor: what has this alias may change in tests
     quote = connection.ops.quote_name
     fields = _fields(model)
     columns = [quote(str(field.column)) for field in fields]
-    if connection.vendor == "postgresql":
+    if vendor == "postgresql":
         casts = (f"(value->>{i})::{field.db_type(connection)}" for i, field in enumerate(fields))
         source = f"SELECT {', '.join(casts)} FROM json_array_elements(%s::json) AS rows(value)"  # noqa: S608
     else:
