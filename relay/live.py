@@ -16,6 +16,7 @@ from relay.links.local import LocalLink, Send
 from relay.links.remote import RemoteLink
 from relay.roles import Role
 from relay.session import Session
+from relay.traffic import Traffic
 
 NODE = f"{socket.gethostname()}:{os.getpid()}:{int(time.time())}"
 """This server process: host, pid and start time (Unix seconds), so that a reused pid is another node."""
@@ -114,6 +115,7 @@ class LiveSession:
         "session",
         "started_at",
         "timer",
+        "traffic",
         "waited",
     )
 
@@ -135,6 +137,7 @@ class LiveSession:
         self.timer: asyncio.TimerHandle | None = None
         # What was counted when it was last recorded.
         self.noted: tuple[int, ...] = ()
+        self.traffic = Traffic()
         # By the role of each receiver for which data waits: how much it had taken when that was last seen
         # to grow, and when that was (seconds of the clock).
         self.waited: dict[Role, tuple[int, float]] = {}
@@ -155,6 +158,10 @@ class LiveSession:
         """Its record at `now` (seconds of its clock), of a session that is closed, or live so far."""
         session = self.session
         up, down = self.meters[Role.CLIENT], self.meters[Role.SERVER]
+        waiting_ms, paired_ms = session.waiting_ms(now), session.paired_ms(now)
+        point = (waiting_ms + paired_ms, up.nbytes, down.nbytes)
+        if not closed:
+            self.traffic.note(point)
         # Who is billed: the client's account, the server's where the client's token names none.
         accounts = [self.accounts.get(role) for role in Role]
         return SessionRecord(
@@ -167,13 +174,14 @@ class LiveSession:
             paired_at=self.paired_at,
             timestamp=self.ended_at if closed else None,
             reason=session.close.reason if closed and session.close else "",
-            waiting_ms=session.waiting_ms(now),
-            paired_ms=session.paired_ms(now),
+            waiting_ms=waiting_ms,
+            paired_ms=paired_ms,
             bytes_client_to_server=up.nbytes,
             bytes_server_to_client=down.nbytes,
             frames_client_to_server=up.frames,
             frames_server_to_client=down.frames,
             legs=tuple(leg.record() for leg in self.legs.values()),
+            traffic=self.traffic.until(point) if closed else (),
         )
 
     def stalled_since(self, now: float) -> float | None:

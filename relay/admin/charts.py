@@ -1,10 +1,16 @@
-"""Geometry of the dashboard's charts: bars as parts of a hundred, and the marks on their axis. No I/O."""
+"""Geometry of the charts: bars as parts of a hundred, and the marks on their axis. No I/O."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
 
 from relay.ledger.figures import Period
+from relay.models import RelaySession
 from relay.units import human_bytes
+
+MOST_PARTS = 40
+"""Columns in the chart of one session: what a phone still shows apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,31 @@ def periods(given: Sequence[Period], name: str, label: str, every: int) -> Chart
         for i, period in enumerate(given)
     )
     return Chart(columns, tuple(Mark(100 * i / 4, _short(top * i // 4)) for i in (4, 3, 2, 1)))
+
+
+def traffic(session: RelaySession) -> Chart | None:
+    """The bytes of an ended session over its time, by the points in its record; None where they say nothing.
+
+    In as many parts of equal length as there are points; between two points the bytes are taken to have come
+    evenly.
+    """
+    points = [(0, 0, 0), *(tuple(point) for point in session.traffic)]
+    whole_ms = points[-1][0]
+    parts = min(len(points) - 1, MOST_PARTS)
+    if parts < 2 or not whole_ms:
+        return None
+    sums = [[0.0, 0.0] for _ in range(parts)]
+    for (begin, up_before, down_before), (end, up, down) in pairwise(points):
+        first, last = begin * parts / whole_ms, end * parts / whole_ms
+        for part in range(int(first), min(int(last) + 1, parts)):
+            within = (min(last, part + 1) - max(first, part)) / (last - first) if last > first else 0.0
+            sums[part][0] += within * (up - up_before)
+            sums[part][1] += within * (down - down_before)
+    step = timedelta(milliseconds=whole_ms / parts)
+    spans = [
+        Period(session.started_at + i * step, 0, round(up), round(down)) for i, (up, down) in enumerate(sums)
+    ]
+    return periods(spans, "%d %b, %H:%M:%S", "%H:%M:%S", max(1, parts // 4))
 
 
 def scale(most: int) -> int:

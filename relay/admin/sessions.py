@@ -19,7 +19,7 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import display as labelled
 
 from relay import conf
-from relay.admin import accounts, dashboard, operator
+from relay.admin import accounts, charts, dashboard, operator
 from relay.admin.filters import AccountFilter, FormFilter, ReasonFilter, StartedFilter, StateFilter
 from relay.admin.readonly import ReadOnly
 from relay.admin.timeline import recorded_at, timeline
@@ -167,6 +167,7 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
             "state": state_of(session),
             "recorded_at": recorded_at(session),
             "timeline": timeline(session, legs),
+            "traffic": charts.traffic(session),
             "legs": legs,
             "may_close": session.timestamp is None and self.has_close_permission(request),
         }

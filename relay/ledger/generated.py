@@ -17,6 +17,7 @@ from relay.closing import Close, CloseReason
 from relay.ledger.records import LegRecord, SessionRecord, milliseconds
 from relay.roles import Role
 from relay.session import ENDINGS, State
+from relay.traffic import MOST_POINTS, Point
 
 NODE_PREFIX = "generated/"
 """A host name has no slash, so no process is ever called like this."""
@@ -49,6 +50,7 @@ UNPAIRED = ENDINGS[State.WAITING] - ENDINGS[State.PAIRED]
 """Reasons that end only a session whose second leg never came."""
 
 WAIT_TIMEOUT_MS = 300_000
+CHECKPOINT_MS = 10_000
 LONGEST_MS = 86_400_000
 
 NAMES = (
@@ -163,6 +165,21 @@ class _Made:
             frames_client_to_server=-(-up // frame),
             frames_server_to_client=-(-down // frame),
             legs=tuple(legs),
+            traffic=self._traffic(waiting_ms, paired_ms, up, down),
+        )
+
+    def _traffic(self, waiting_ms: int, paired_ms: int, up: int, down: int) -> tuple[Point, ...]:
+        """A curve with bursts and pauses, by the checkpoints that there would have been."""
+        checkpoints = min(MOST_POINTS // 2, paired_ms // CHECKPOINT_MS)
+        bursts = [self.random.random() ** 3 for _ in range(checkpoints + 1)]
+        sums = list(accumulate(bursts))
+        return tuple(
+            (
+                waiting_ms + paired_ms * (i + 1) // len(sums),
+                round(up * so_far / sums[-1]),
+                round(down * so_far / sums[-1]),
+            )
+            for i, so_far in enumerate(sums)
         )
 
     def _leg(

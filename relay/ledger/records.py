@@ -12,6 +12,7 @@ from uuid import UUID, uuid5
 
 from relay.closing import MAX_REASON_BYTES
 from relay.models import ADDRESS_LENGTH, NAME_LENGTH, SESSION_ID_LENGTH
+from relay.traffic import Point
 
 LINE_FIELDS = (
     "session_id",
@@ -109,6 +110,8 @@ class SessionRecord:
     """A word of `relay.closing.CloseReason`, empty while live."""
     node: str = ""
     legs: tuple[LegRecord, ...] = ()
+    traffic: tuple[Point, ...] = ()
+    """How its bytes grew, see `relay.traffic`. Only of a closed one: each checkpoint would write it anew."""
     owned: bool = True
     """False where another node writes the session's row: here it's only made if it's not there yet, so that
     the legs have something to belong to."""
@@ -186,7 +189,7 @@ def rest_of(record: SessionRecord, settled: SessionRecord) -> SessionRecord | No
     if not record.closed and not any(more[name] for name in COUNTED):
         return None
     uuid = uuid5(record.session_uuid, "after node_lost")
-    return replace(record, session_uuid=uuid, legs=(), **more)
+    return replace(record, session_uuid=uuid, legs=(), traffic=(), **more)
 
 
 def cut(moment: datetime) -> datetime:

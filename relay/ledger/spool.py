@@ -279,7 +279,7 @@ def _plain(record: SessionRecord | LegRecord) -> dict[str, Any]:
     for field in fields(record):
         value = getattr(record, field.name)
         if isinstance(value, tuple):
-            value = [_plain(leg) for leg in value]
+            value = [_plain(item) if isinstance(item, LegRecord) else item for item in value]
         elif isinstance(value, datetime):
             value = value.isoformat()
         elif isinstance(value, UUID):
@@ -296,6 +296,8 @@ def _record(kind: type[Any], values: dict[str, Any]) -> Any:
     for name in ("started_at", "paired_at", "timestamp", "joined_at", "left_at"):
         if values.get(name):
             values[name] = datetime.fromisoformat(values[name])
+    if "traffic" in values:
+        values["traffic"] = tuple(map(tuple, values["traffic"]))
     return kind(**values)
 
 

@@ -37,6 +37,7 @@ def ended(number: int = 1, **fields: Any) -> SessionRecord:
             "timestamp": START + timedelta(seconds=number),
             "reason": "peer_left",
             "node": "host-1",
+            "traffic": ((100, 0, 0), (200, 1000, 500), (300, 1000 + number, 2000)),
             **fields,
         },
     )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
 from django.test import Client, override_settings
 
+from relay.admin import charts
 from relay.ledger import rows
 from relay.ledger.corrections import correct
 from relay.models import RelayLeg, RelaySession, UsageExport
@@ -195,3 +197,21 @@ def test_a_correction_says_what_it_corrects_and_why(superuser: Client) -> None:
     assert "counted twice" in page
     original = superuser.get(f"/admin/relay/relaysession/{uuid(1)}/change/").content.decode()
     assert "counted twice" not in original
+
+
+def test_a_sessions_traffic_is_a_chart_whose_columns_sum_up_to_it(superuser: Client) -> None:
+    points = ((0, 0, 0), (1000, 300, 0), (3000, 300, 400), (4000, 700, 400))
+    record = ended(1, waiting_ms=0, paired_ms=4000, traffic=points, bytes_client_to_server=700)
+    rows.write(
+        [replace(record, bytes_server_to_client=400), ended(2, traffic=((300, 1002, 2000),))], "default"
+    )
+    chart = charts.traffic(RelaySession.objects.get(pk=uuid(1)))
+    assert chart is not None
+    periods = [column.period for column in chart.columns]
+    assert [period.bytes_client_to_server for period in periods] == [300, 0, 0, 400]
+    assert [period.bytes_server_to_client for period in periods] == [0, 200, 200, 0]
+    assert "Traffic</h2>" in superuser.get(f"/admin/relay/relaysession/{uuid(1)}/change/").content.decode()
+    assert charts.traffic(RelaySession.objects.get(pk=uuid(2))) is None
+    assert (
+        "Traffic</h2>" not in superuser.get(f"/admin/relay/relaysession/{uuid(2)}/change/").content.decode()
+    )

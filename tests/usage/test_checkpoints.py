@@ -136,3 +136,22 @@ async def test_a_step_of_the_wall_clock_changes_no_duration(
     record = book.records[-1]
     assert (record.waiting_ms, record.paired_ms, record.duration_seconds) == (2000, 3500, 5.5)
     assert record.timestamp == wall[0]
+
+
+async def test_a_closed_record_has_the_curve_of_its_traffic_and_a_live_one_none(
+    book: Book, timers: Timers
+) -> None:
+    seconds = [0.0]
+    here = Sessions(conf.RelaySettings(), MemoryRendezvous(), book, clock=lambda: seconds[0])
+    leg = await join(here, "room", Role.CLIENT)
+    await join(here, "room", Role.SERVER)
+    for _ in range(3):
+        seconds[0] += 10
+        leg.live.meters[Role.CLIENT].nbytes += 100
+        timers.fire()
+    assert book.records[-1].traffic == ()
+    seconds[0] += 1
+    here.end(leg, Close.because(CloseReason.CLOSED_BY_OPERATOR))
+    assert book.records[-1].traffic == (
+        *((0, 0, 0), (10_000, 100, 0), (20_000, 200, 0), (30_000, 300, 0), (31_000, 300, 0)),
+    )

@@ -80,7 +80,9 @@ def only_row() -> RelaySession:
 def assert_row_equals(record: SessionRecord) -> None:
     row = RelaySession.objects.get(pk=record.session_uuid)
     for field in RelaySession._meta.concrete_fields:
-        if field.name not in CORRECTION_FIELDS:
+        if field.name == "traffic":
+            assert row.traffic == [list(point) for point in record.traffic]
+        elif field.name not in CORRECTION_FIELDS:
             assert getattr(row, field.attname) == getattr(record, field.attname), field.name
     assert (row.corrects_id, row.revision, row.note) == (None, 0, "")
     for one in record.legs:
