@@ -102,8 +102,8 @@ class KnownPeers:
         known = self._known(name)
         if known and known != fingerprint(key):
             raise PeerRefused(
-                f"THE KEY OF {name!r} HAS CHANGED: it was {known}, now it is {fingerprint(key)}. Someone may be "
-                f"in between. If the peer did get a new key, remove its line from {self.path}"
+                f"THE KEY OF {name!r} HAS CHANGED: it was {known}, now it is {fingerprint(key)}. "
+                f"Someone may be in between. If the peer did get a new key, remove its line from {self.path}"
             )
 
     def accepted(self, key: bytes, session_id: str) -> None:

@@ -30,7 +30,9 @@ with a shared secret (HS...) is never sent to the peer, and proves nothing.
 
 No other record is sent before the peer's `ready` has come. A side that has sent and received `end` closes
 with 1000. A WebSocket that closes without the peer's `end` lost something: the last message may be missing.
-A message is as long as both sides are willing to hold, 16 MiB unless they agreed otherwise.
+(An `end` says that its sender has nothing more to say, not that it has got everything: applications
+acknowledge what matters to them.) A message is as long as both sides are willing to hold, 16 MiB unless
+they agreed otherwise.
 
 **4. Rekey**: each direction by itself: after its 16,384th, 32,768th, ... transport message the sender and
 the receiver of that direction do Noise's REKEY (section 4.2: the first 32 bytes of the encryption of 32
