@@ -47,6 +47,8 @@ class Tap:
         self._server: asyncio.Server
         self.seen = bytearray()
         self.url = ""
+        self.cut_after: int | None = None
+        """Bytes seen after which the connection under way is cut, once."""
 
     async def __aenter__(self) -> "Tap":
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -59,11 +61,17 @@ class Tap:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         theirs, ours = await asyncio.open_connection("127.0.0.1", self._port)
         await asyncio.gather(self._copy(reader, ours), self._copy(theirs, writer))
+        ours.transport.abort()
+        writer.transport.abort()
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65536):
                 self.seen += data
+                if self.cut_after is not None and len(self.seen) > self.cut_after:
+                    self.cut_after = None
+                    writer.transport.abort()
+                    return
                 writer.write(data)
                 await writer.drain()
         except ConnectionError:
