@@ -152,7 +152,13 @@ async def test_a_file_crosses_encrypted_on_the_first_screen(relay, tmp_path):
     receive, send = commands(".venv/bin/python -m relay.client")
     pair = [
         subprocess.Popen(
-            ["sh", "-c", command.replace(".venv/bin/python", sys.executable).replace("/tmp", str(folder))],
+            [
+                "sh",
+                "-c",
+                re.sub(
+                    r"--into \S+", f"--into {folder}", command.replace(".venv/bin/python", sys.executable)
+                ),
+            ],
             cwd=ROOT,
             env=environ(
                 HOME=str(tmp_path), RELAY_URL=relay.url, RELAY_TOKEN=relay.manage(*arguments).stdout.strip()
