@@ -1,8 +1,11 @@
 """`python -m relay.client`: files and streams to the peer of a session, encrypted end to end."""
 
 import asyncio
+import contextlib
+import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ from relay.client.peers import (
     session_of,
 )
 from relay.client.pipes import pipe_through
+from relay.client.streams import StreamError, Streams
 from relay.client.wire import WireError, fingerprint
 
 EXIT: Final = {4401: 4, 4403: 4, 4408: 5, 4409: 4, 4429: 4, 4499: 4, 3403: 6}
@@ -157,7 +161,7 @@ def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         _fail(EXIT.get(error.code, 5), error)
     except PeerRefused as error:
         _fail(6, error)
-    except (NoiseError, WireError) as error:
+    except (NoiseError, StreamError, WireError) as error:
         _fail(1, f"{error}: the peer speaks something else, or someone is in between")
     except TimeoutError:
         _fail(5, "the peer did not answer in time")
@@ -235,6 +239,65 @@ def receive(context: click.Context, session: str | None, into: Path) -> None:
                 taken = await receive_files(peer, into, bar.show)
         for path in taken:
             click.echo(path)
+
+    _run(lambda: _again(work, side.retry))
+
+
+class Forward(click.ParamType[tuple[str, int, str]]):
+    """`[BIND:]PORT:HOST:PORT`, as ssh has it."""
+
+    name = "[bind:]port:host:port"
+    pattern = re.compile(
+        r"(?:(?P<bind>\[[^]]+\]|[^:]+):)?(?P<port>\d{1,5}):(?P<target>(?:\[[^]]+\]|[^:]+):\d{1,5})"
+    )
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> tuple[str, int, str]:
+        """Where to listen, and the target at the peer's."""
+        found = self.pattern.fullmatch(value)
+        if not found:
+            self.fail("this is not [BIND:]PORT:HOST:PORT", param, context)
+        return (found["bind"] or "127.0.0.1").strip("[]"), int(found["port"]), found["target"]
+
+
+@main.command()
+@click.option("-L", "forwards", multiple=True, required=True, type=Forward(),
+              help="listen on PORT (of 127.0.0.1) and carry to HOST:PORT at the peer's")  # fmt: skip
+@click.argument("session")
+@click.pass_context
+def forward(context: click.Context, forwards: tuple[tuple[str, int, str], ...], session: str) -> None:
+    """TCP connections to this machine go to the peer's, which runs `serve`."""
+    side = _side(context)
+
+    async def work() -> None:
+        async with side.connection(session) as peer, contextlib.AsyncExitStack() as listening:
+            streams = Streams(peer)
+            for bind, port, target in forwards:
+                carry = functools.partial(streams.forward, target)
+                await listening.enter_async_context(await asyncio.start_server(carry, bind, port))
+                click.echo(f"{bind}:{port} leads to {target}", err=True)
+            await streams.run()
+
+    _run(lambda: _again(work, side.retry))
+
+
+@main.command()
+@click.option(
+    "--allow", multiple=True, required=True, metavar="HOST:PORT", help="a target that the peer may reach"
+)
+@click.argument("session")
+@click.pass_context
+def serve(context: click.Context, allow: tuple[str, ...], session: str) -> None:
+    """Let the peer, which runs `forward`, connect to the targets allowed here, and nowhere else."""
+    for target in allow:
+        if not re.fullmatch(r"(\[[^]]+\]|[^:]+):\d{1,5}", target):
+            raise click.BadParameter(f"{target} is not HOST:PORT", param_hint="--allow")
+    side = _side(context)
+
+    async def work() -> None:
+        async with side.connection(session) as peer:
+            await Streams(peer, allow).run()
 
     _run(lambda: _again(work, side.retry))
 
