@@ -30,6 +30,7 @@ from relay.client.peers import (
     session_of,
 )
 from relay.client.pipes import pipe_through
+from relay.client.probe import measure
 from relay.client.streams import StreamError, Streams
 from relay.client.wire import WireError, fingerprint
 
@@ -128,7 +129,7 @@ HOME: Final = Path("~/.config/lem-relay").expanduser()
 def main(context: click.Context, /, **options: Any) -> None:
     """Files and streams to the peer of a session, encrypted from end to end: the relay can't read them."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    context.obj = options
+    context.obj = {**options, "own_legs": False}
 
 
 def _side(context: click.Context) -> Side:
@@ -140,8 +141,11 @@ def _side(context: click.Context) -> Side:
     if not token:
         raise click.UsageError("there is no token: set RELAY_TOKEN, or give --token-file")
     rule: PeerRule
+    key = own_key(options["key_file"])
     try:
-        if options["peer_key"]:
+        if options["own_legs"]:
+            rule = Fingerprint(fingerprint(key.public_key().public_bytes_raw()))
+        elif options["peer_key"]:
             rule = Fingerprint(options["peer_key"])
         elif options["signer"]:
             rule = SignedClaim(options["signer"].read_bytes())
@@ -149,7 +153,6 @@ def _side(context: click.Context) -> Side:
             rule = KnownPeers(options["known_peers"], options["peer"])
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    key = own_key(options["key_file"])
     return Side(options["url"], token, key, rule, options["verify"], options["retry"])
 
 
@@ -300,6 +303,33 @@ def serve(context: click.Context, allow: tuple[str, ...], session: str) -> None:
             await Streams(peer, allow).run()
 
     _run(lambda: _again(work, side.retry))
+
+
+@main.command()
+@click.option(
+    "--megabytes", type=click.IntRange(1, 10_000), default=20, show_default=True, help="to carry across"
+)
+@click.option("--session", help="default: the one that the token is for")
+@click.argument("url")
+@click.pass_context
+def probe(context: click.Context, url: str, session: str | None, megabytes: int) -> None:
+    """Connect both legs to the relay at URL; print round trip and throughput, or what refused it.
+
+    The token is used twice, so it must not name a role.
+    """
+    context.obj["url"] = url
+    context.obj["own_legs"] = True
+    side = _side(context)
+    session_id = side.session(session)
+
+    async def work() -> None:
+        trip, rate = await measure(
+            side.connection(session_id), side.connection(session_id), megabytes * 10**6
+        )
+        click.echo(f"round trip {trip * 1000:.1f} ms")
+        click.echo(f"throughput {rate / 1e6:.1f} MB/s, encrypted and decrypted by this one process")
+
+    _run(work)
 
 
 async def _again(work: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> None:

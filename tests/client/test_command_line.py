@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +192,19 @@ def test_a_relay_that_is_not_there_and_a_missing_token_have_exit_codes_of_their_
     missing = person.run("pipe", "demo")
     assert missing.returncode == 2
     assert b"RELAY_TOKEN" in missing.stderr
+
+
+def test_a_probe_tells_how_well_the_relay_works_or_what_refused_it(
+    daphne: Relay, people: tuple[Person, Person]
+) -> None:
+    alice, _ = people
+    probed = alice.run("probe", "--megabytes", "2", daphne.url)
+    assert probed.returncode == 0, probed.stderr
+    assert re.fullmatch(rb"round trip [\d.]+ ms\nthroughput [\d.]+ MB/s, [\w ]+\n", probed.stdout)
+    refused = alice.run("probe", "--session", "another", daphne.url)
+    assert refused.returncode == 4
+    assert b"another session" in refused.stderr
+    assert refused.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize(
