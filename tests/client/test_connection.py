@@ -8,14 +8,21 @@ from pathlib import Path
 
 import pytest
 import websockets
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from relay.client.connection import SENTENCES, Closed, RelayConnection
 from relay.client.noise import NoiseError
-from relay.client.peers import Fingerprint, KnownPeers, PeerRefused
+from relay.client.peers import Fingerprint, KnownPeers, PeerRefused, SignedClaim
 from relay.client.wire import REFUSED, WireError, hello
 from relay.closing import CloseReason
 from tests.client.ends import ALICE, BOB, OF_ALICE, OF_BOB, SECONDS, Tap, alice, bob, outcome
-from tests.relays import Relay
+from tests.relays import Relay, running
 from tests.tokens import token
 
 
@@ -90,6 +97,32 @@ async def test_a_known_peer_with_another_key_is_refused_before_anything_passes(
     assert "HAS CHANGED" in str(mine)
     assert isinstance(theirs, Closed)
     assert known.path.read_text() == f"bob {OF_BOB}\n"
+
+
+async def test_tokens_signed_with_a_private_key_vouch_for_both_peers(session_id: str, tmp_path: Path) -> None:
+    signer = ec.generate_private_key(ec.SECP256R1())
+    private = signer.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    public = signer.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "public.pem").write_bytes(public)
+    environ = {"RELAY_JWT_ALGORITHM": "ES256", "RELAY_JWT_PUBLIC_KEY_FILE": str(tmp_path / "public.pem")}
+
+    def signed(sub: str, noise_key: str | None) -> dict[str, object]:
+        claims = {"sub": sub, "noise_key": noise_key, "session_id": session_id}
+        return {"token": token(private, "ES256", **claims), "rule": SignedClaim(public)}
+
+    with running("daphne spliced", tmp_path / "relay", environ) as relay:
+        both = await asyncio.gather(
+            outcome(alice(relay.url, session_id, **signed("alice", OF_ALICE))),
+            outcome(bob(relay.url, session_id, **signed("bob", OF_BOB))),
+        )
+        assert both == [[], []]
+        for bad in (OF_ALICE, None):  # Bob's token vouches for another key, or for none
+            mine, theirs = await asyncio.gather(
+                outcome(alice(relay.url, session_id, **signed("alice", OF_ALICE))),
+                outcome(bob(relay.url, session_id, **signed("bob", bad))),
+            )
+            assert isinstance(mine, PeerRefused)
+            assert isinstance(theirs, Closed)
 
 
 async def test_words_that_differ_refuse_the_peer_and_are_not_remembered(
