@@ -46,6 +46,7 @@ class Tap:
         self._port = port
         self._server: asyncio.Server
         self.seen = bytearray()
+        self._more = asyncio.Event()
         self.url = ""
         self.cut_after: int | None = None
         """Bytes seen after which the connection under way is cut, once."""
@@ -58,8 +59,18 @@ class Tap:
     async def __aexit__(self, *error: object) -> None:
         self._server.close()
 
+    async def shows(self, text: bytes) -> None:
+        """Wait until `text` has passed."""
+        while text not in self.seen:
+            self._more.clear()
+            await self._more.wait()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        theirs, ours = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            theirs, ours = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:  # as it is while the relay restarts
+            writer.close()
+            return
         await asyncio.gather(self._copy(reader, ours), self._copy(theirs, writer))
         ours.transport.abort()
         writer.transport.abort()
@@ -68,6 +79,7 @@ class Tap:
         try:
             while data := await reader.read(65536):
                 self.seen += data
+                self._more.set()
                 if self.cut_after is not None and len(self.seen) > self.cut_after:
                     self.cut_after = None
                     writer.transport.abort()

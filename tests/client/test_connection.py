@@ -267,6 +267,25 @@ async def test_a_relay_that_is_not_there_is_tried_again_until_it_is(session_id: 
     relay.check_logs()
 
 
+async def test_who_waits_comes_back_when_the_relay_restarts(
+    session_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay = Relay("daphne spliced", tmp_path)
+    relay.start()
+    async with asyncio.timeout(2 * SECONDS), Tap(relay.port) as tap:
+        waiting = asyncio.create_task(outcome(alice(tap.url, session_id)))
+        await tap.shows(b" 101 ")
+        await asyncio.to_thread(relay.stop)
+        await asyncio.to_thread(relay.serve)
+        try:
+            assert await outcome(bob(relay.url, session_id)) == []
+            assert await waiting == []
+        finally:
+            relay.stop()
+    assert "the relay restarts; trying again" in caplog.messages
+    relay.check_logs()
+
+
 def contents(folder: Path) -> bytes:
     """All that is in the files of a folder, however deep."""
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
