@@ -73,12 +73,12 @@ migrations-check: $(VENV)/.tests
 lock: $(VENV)/.tests ## compile the two requirement files from pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
-		--custom-compile-command "make lock" pyproject.toml -o requirements.txt
+		--custom-compile-command "make lock" --extra client pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
 		--custom-compile-command "make lock" -c requirements.txt --extra test pyproject.toml -o tests/requirements.txt
 
 # Branch coverage of the modules without I/O, which are tested to the last branch.
-PURE := session grants traffic flow window pulse frames closing roles
+PURE := session grants traffic flow window pulse frames closing roles client.noise
 
 coverage: $(VENV)/.tests
 	$(BIN)/python -m pytest --quiet tests/unit tests/test_frames.py $(PURE:%=--cov=relay.%) --cov-branch \

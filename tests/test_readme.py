@@ -142,3 +142,35 @@ async def test_a_file_crosses_with_websocat(relay, session_id, tmp_path):
             process.kill()
             process.wait()
     assert hashlib.sha256(copy.read_bytes()).digest() == hashlib.sha256(original.read_bytes()).digest()
+
+
+async def test_a_file_crosses_encrypted_on_the_first_screen(relay, tmp_path):
+    (line,) = commands("export RELAY_TOKEN=")
+    _, _, *arguments = shlex.split(re.search(r"\$\((.*)\)", line)[1])
+    folder = tmp_path / "received"
+    folder.mkdir()
+    receive, send = commands(".venv/bin/python -m relay.client")
+    pair = [
+        subprocess.Popen(
+            [
+                "sh",
+                "-c",
+                re.sub(
+                    r"--into \S+", f"--into {folder}", command.replace(".venv/bin/python", sys.executable)
+                ),
+            ],
+            cwd=ROOT,
+            env=environ(
+                HOME=str(tmp_path), RELAY_URL=relay.url, RELAY_TOKEN=relay.manage(*arguments).stdout.strip()
+            ),
+        )
+        for command in (receive, send)
+    ]
+    try:
+        for process in pair:
+            assert await asyncio.to_thread(process.wait, 60) == 0
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
+    assert (folder / "README.md").read_bytes() == (ROOT / "README.md").read_bytes()

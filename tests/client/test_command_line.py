@@ -1,0 +1,232 @@
+"""The client's command line, as two people use it: separate processes across a real relay."""
+
+import asyncio
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from relay.client.files import TransferRefused, safe_name
+from tests.client.ends import SECONDS, Tap
+from tests.relays import ROOT, Relay
+from tests.tokens import token
+
+
+class Person:
+    """Someone with a home folder, a token and a key of their own."""
+
+    def __init__(self, home: Path, url: str, **claims: str) -> None:
+        home.mkdir()
+        self.home = home
+        self.url = url
+        self.environ = {
+            **os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT),
+            "RELAY_TOKEN": token(sub=home.name, **claims),
+        }  # fmt: skip
+
+    def start(self, *arguments: str, **streams: object) -> "subprocess.Popen[bytes]":
+        """Run a command of the client in their home folder."""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+        command = [sys.executable, "-m", "relay.client", "--url", self.url, *arguments]
+        return subprocess.Popen(command, cwd=self.home, env=self.environ, **pipes)
+
+    def run(self, *arguments: str, given: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+        """As `start`, to its end."""
+        return finish(self.start(*arguments), given)
+
+
+def finish(
+    process: "subprocess.Popen[bytes]", given: bytes | None = None
+) -> "subprocess.CompletedProcess[bytes]":
+    try:
+        out, err = process.communicate(given, timeout=60)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture
+def people(daphne: Relay, session_id: str, tmp_path: Path) -> tuple[Person, Person]:
+    return tuple(Person(tmp_path / name, daphne.url, session_id=session_id) for name in ("alice", "bob"))
+
+
+def test_files_cross_with_equal_digests_and_nothing_but_their_names_on_stdout(
+    people: tuple[Person, Person],
+) -> None:
+    alice, bob = people
+    (alice.home / "large").write_bytes(os.urandom(50_000_000))
+    (alice.home / "empty file.txt").write_bytes(b"")
+    receiving = bob.start("receive")
+    sent = alice.run("send", "large", "empty file.txt")
+    received = finish(receiving)
+    assert (sent.returncode, received.returncode) == (0, 0), sent.stderr + received.stderr
+    assert received.stdout == b"large\nempty file.txt\n"
+    assert sent.stdout == sent.stderr == received.stderr == b""
+    for name in ("large", "empty file.txt"):
+        one, two = (hashlib.sha256((who.home / name).read_bytes()).digest() for who in people)
+        assert one == two
+    assert not list(bob.home.glob(".*.part"))
+
+
+def test_a_file_that_exists_is_not_overwritten(people: tuple[Person, Person]) -> None:
+    alice, bob = people
+    (alice.home / "notes").write_bytes(b"new")
+    (bob.home / "notes").write_bytes(b"old")
+    receiving = bob.start("receive")
+    sent = alice.run("send", "notes")
+    received = finish(receiving)
+    assert (sent.returncode, received.returncode) == (1, 1)
+    for said in (sent.stderr, received.stderr):
+        assert b"notes exists already, and nothing is overwritten" in said
+        assert said.count(b"\n") == 1
+    assert (bob.home / "notes").read_bytes() == b"old"
+
+
+async def test_a_transfer_goes_on_where_a_dropped_session_left_it(
+    daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    content = os.urandom(20_000_000)
+    digest = hashlib.sha256(content).hexdigest()
+    async with Tap(daphne.port) as tap:
+        alice = Person(tmp_path / "alice", tap.url, session_id=session_id)
+        bob = Person(tmp_path / "bob", daphne.url, session_id=session_id)
+        (alice.home / "large").write_bytes(content)
+        tap.cut_after = 8_000_000
+        receiving = bob.start("receive")
+        sending = alice.start("send", "large")
+        async with asyncio.timeout(60):
+            sent, received = await asyncio.gather(
+                asyncio.to_thread(finish, sending), asyncio.to_thread(finish, receiving)
+            )
+    assert (sent.returncode, received.returncode) == (0, 0), sent.stderr + received.stderr
+    # Which close the receiver saw depends on whether a frame was cut in two: none fits into its middle.
+    assert b"connection" in received.stderr
+    assert b"dropped; going on from there\n" in received.stderr
+    assert hashlib.sha256((bob.home / "large").read_bytes()).hexdigest() == digest
+    assert len(tap.seen) < 24_000_000, "what was there already did not go over again"
+
+
+async def test_a_piece_that_was_altered_on_disk_does_not_become_a_file(people: tuple[Person, Person]) -> None:
+    alice, bob = people
+    (alice.home / "notes").write_bytes(b"what it says")
+    digest = hashlib.sha256(b"what it says").hexdigest()
+    (bob.home / f".notes.{digest}.part").write_bytes(b"WHAT")
+    receiving = bob.start("receive")
+    sent = await asyncio.to_thread(alice.run, "send", "notes")
+    received = await asyncio.to_thread(finish, receiving)
+    assert (sent.returncode, received.returncode) == (1, 1)
+    assert b"damaged" in received.stderr
+    assert not list(bob.home.glob("*notes*"))
+
+
+def test_a_pipe_carries_both_directions_to_their_ends(people: tuple[Person, Person], session_id: str) -> None:
+    alice, bob = people
+    there, back = os.urandom(3_000_000), os.urandom(2_000_000)
+    (bob.home / "back").write_bytes(back)
+    with (bob.home / "back").open("rb") as source, (bob.home / "there").open("wb") as target:
+        answering = bob.start("pipe", session_id, stdin=source, stdout=target)
+        piped = alice.run("pipe", session_id, given=there)
+        assert answering.wait(SECONDS) == 0
+    assert piped.returncode == 0, piped.stderr
+    assert piped.stdout == back
+    assert (bob.home / "there").read_bytes() == there
+    assert piped.stderr == finish(answering).stderr == b""
+
+
+def test_a_peer_is_cut_off_and_the_pipe_says_so(people: tuple[Person, Person], session_id: str) -> None:
+    alice, bob = people
+    answering = bob.start("pipe", session_id)
+    asking = alice.start("pipe", session_id)
+    assert asking.stdin
+    assert answering.stdout
+    asking.stdin.write(b"hello")
+    asking.stdin.flush()
+    assert answering.stdout.read(5) == b"hello"
+    asking.kill()
+    cut = finish(answering)
+    finish(asking)
+    assert cut.returncode == 5
+    assert b"the peer's connection dropped" in cut.stderr
+
+
+def test_a_key_has_one_fingerprint_and_lets_the_peer_in(people: tuple[Person, Person]) -> None:
+    alice, bob = people
+    mine, theirs = (who.run("key", "show").stdout.decode().strip() for who in people)
+    assert mine != theirs
+    assert alice.run("key", "show").stdout.decode().strip() == mine
+    (alice.home / "notes").write_bytes(b"hello")
+    receiving = bob.start("--peer-key", mine, "receive")
+    assert alice.run("--peer-key", theirs, "send", "notes").returncode == 0
+    assert finish(receiving).returncode == 0
+    receiving = bob.start("--peer-key", theirs, "receive")
+    refused = alice.run("--peer-key", theirs, "send", "notes")
+    refusing = finish(receiving)
+    assert (refused.returncode, refusing.returncode) == (6, 6)
+    assert mine.encode() in refusing.stderr
+    assert b"does not accept our key" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("claims", "code", "words"),
+    [({"session_id": "another"}, 4, b"another session"), ({"exp": "1"}, 4, b"token"), ({}, 4, b"token")],
+)
+def test_what_the_relay_refuses_is_said_in_one_line(
+    daphne: Relay, tmp_path: Path, claims: dict[str, str], code: int, words: bytes
+) -> None:
+    person = Person(tmp_path / "mallory", daphne.url)
+    person.environ["RELAY_TOKEN"] = token(sub="mallory", **claims) if claims else "no token"
+    said = person.run("pipe", "demo")
+    assert said.returncode == code
+    assert words in said.stderr
+    assert said.stderr.count(b"\n") == 1
+
+
+def test_a_relay_that_is_not_there_and_a_missing_token_have_exit_codes_of_their_own(tmp_path: Path) -> None:
+    person = Person(tmp_path / "early", "ws://127.0.0.1:1")
+    assert person.run("--retry", "0", "pipe", "demo").returncode == 5
+    del person.environ["RELAY_TOKEN"]
+    missing = person.run("pipe", "demo")
+    assert missing.returncode == 2
+    assert b"RELAY_TOKEN" in missing.stderr
+
+
+def test_a_probe_tells_how_well_the_relay_works_or_what_refused_it(
+    daphne: Relay, people: tuple[Person, Person]
+) -> None:
+    alice, _ = people
+    probed = alice.run("probe", "--megabytes", "2", daphne.url)
+    assert probed.returncode == 0, probed.stderr
+    assert re.fullmatch(rb"round trip [\d.]+ ms\nthroughput [\d.]+ MB/s, [\w ]+\n", probed.stdout)
+    refused = alice.run("probe", "--session", "another", daphne.url)
+    assert refused.returncode == 4
+    assert b"another session" in refused.stderr
+    assert refused.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../up", "/etc/passwd", "a/b", "a\\b", ".bashrc", "a\nb", "a\0b", "\x1b[2J", "c:d", " a",
+     "x" * 181, "a\u202eb", "\ud800", None, 7, ["a"]],
+)  # fmt: skip
+def test_a_name_that_leads_elsewhere_is_refused(name: object) -> None:
+    with pytest.raises(TransferRefused):
+        safe_name(name)
+
+
+@pytest.mark.parametrize("name", ["a", "notes.txt", "two words", "Grüße.pdf", "日本", "x" * 180])
+def test_a_plain_name_is_taken(name: str) -> None:
+    assert safe_name(name) == name
+
+
+async def test_the_client_runs_without_django(tmp_path: Path) -> None:
+    found = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", "import sys, relay.client.__main__; print([m for m in sys.modules if "
+         "m.split('.')[0] in ('django', 'channels', 'daphne', 'twisted')])"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert found.stdout == "[]\n"

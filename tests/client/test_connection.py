@@ -1,0 +1,331 @@
+"""Two peers across a real relay: what they say arrives whole, whoever doesn't belong is refused, and the
+relay process never sees a byte of it in the clear."""
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+import websockets
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from relay.client.connection import SENTENCES, Closed, RelayConnection
+from relay.client.noise import NoiseError
+from relay.client.peers import Fingerprint, KnownPeers, PeerRefused, SignedClaim
+from relay.client.wire import REFUSED, WireError, hello
+from relay.closing import CloseReason
+from tests.client.ends import ALICE, BOB, OF_ALICE, OF_BOB, SECONDS, Tap, alice, bob, outcome
+from tests.relays import Relay, running
+from tests.tokens import token
+
+
+async def listen(side: RelayConnection) -> list[bytes]:
+    async with side as peer:
+        return [message async for message in peer]
+
+
+async def test_messages_of_any_size_arrive_whole_and_in_order(daphne: Relay, session_id: str) -> None:
+    messages = [b"", b"hello", os.urandom(65_518), os.urandom(65_519), os.urandom(3_000_000), b"last"]
+    listening = asyncio.create_task(listen(bob(daphne.url, session_id)))
+    async with asyncio.timeout(SECONDS), alice(daphne.url, session_id) as peer:
+        for message in messages:
+            await peer.send(message)
+    assert await listening == messages
+
+
+async def test_both_sides_speak_at_once(daphne: Relay, session_id: str) -> None:
+    async def talk(side: RelayConnection, word: bytes) -> list[bytes]:
+        async with side as peer:
+            sending = asyncio.gather(*(peer.send(b"%s %d" % (word, n)) for n in range(200)))
+            await sending
+            await peer.end()
+            return [message async for message in peer]
+
+    async with asyncio.timeout(SECONDS):
+        one, two = await asyncio.gather(
+            talk(alice(daphne.url, session_id), b"ping"), talk(bob(daphne.url, session_id), b"pong")
+        )
+    assert one == [b"pong %d" % n for n in range(200)]
+    assert two == [b"ping %d" % n for n in range(200)]
+
+
+async def test_both_sides_show_the_same_words_and_the_other_one_s_key(daphne: Relay, session_id: str) -> None:
+    async def met(side: RelayConnection) -> tuple[str, str]:
+        async with side as peer:
+            return peer.words, peer.peer_fingerprint
+
+    async with asyncio.timeout(SECONDS):
+        one, two = await asyncio.gather(met(alice(daphne.url, session_id)), met(bob(daphne.url, session_id)))
+    assert one == (two[0], OF_BOB)
+    assert two[1] == OF_ALICE
+    assert len(one[0]) == 23
+
+
+async def test_a_wrong_fingerprint_is_refused_before_anything_passes(daphne: Relay, session_id: str) -> None:
+    refusing, refused = await asyncio.gather(
+        outcome(alice(daphne.url, session_id, rule=Fingerprint(OF_ALICE))),
+        outcome(bob(daphne.url, session_id)),
+    )
+    assert isinstance(refusing, PeerRefused)
+    assert isinstance(refused, Closed)
+    assert refused.code == REFUSED
+
+
+async def test_a_known_peer_with_another_key_is_refused_before_anything_passes(
+    daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    known = KnownPeers(tmp_path / "known_peers", "bob")
+    for round_ in range(2):
+        mine, _ = await asyncio.gather(
+            outcome(alice(daphne.url, f"{session_id}-{round_}", rule=known)),
+            outcome(bob(daphne.url, f"{session_id}-{round_}")),
+        )
+        assert mine == []
+    stranger = {"key": ALICE, "rule": Fingerprint(OF_ALICE)}
+    mine, theirs = await asyncio.gather(
+        outcome(alice(daphne.url, session_id, rule=known)),
+        outcome(bob(daphne.url, session_id, **stranger)),
+    )
+    assert isinstance(mine, PeerRefused)
+    assert "HAS CHANGED" in str(mine)
+    assert isinstance(theirs, Closed)
+    assert known.path.read_text() == f"bob {OF_BOB}\n"
+
+
+async def test_tokens_signed_with_a_private_key_vouch_for_both_peers(session_id: str, tmp_path: Path) -> None:
+    signer = ec.generate_private_key(ec.SECP256R1())
+    private = signer.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    public = signer.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "public.pem").write_bytes(public)
+    environ = {"RELAY_JWT_ALGORITHM": "ES256", "RELAY_JWT_PUBLIC_KEY_FILE": str(tmp_path / "public.pem")}
+
+    def signed(sub: str, noise_key: str | None) -> dict[str, object]:
+        claims = {"sub": sub, "noise_key": noise_key, "session_id": session_id}
+        return {"token": token(private, "ES256", **claims), "rule": SignedClaim(public)}
+
+    with running("daphne spliced", tmp_path / "relay", environ) as relay:
+        both = await asyncio.gather(
+            outcome(alice(relay.url, session_id, **signed("alice", OF_ALICE))),
+            outcome(bob(relay.url, session_id, **signed("bob", OF_BOB))),
+        )
+        assert both == [[], []]
+        for bad in (OF_ALICE, None):  # Bob's token vouches for another key, or for none
+            mine, theirs = await asyncio.gather(
+                outcome(alice(relay.url, session_id, **signed("alice", OF_ALICE))),
+                outcome(bob(relay.url, session_id, **signed("bob", bad))),
+            )
+            assert isinstance(mine, PeerRefused)
+            assert isinstance(theirs, Closed)
+
+
+async def test_words_that_differ_refuse_the_peer_and_are_not_remembered(
+    daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    known = KnownPeers(tmp_path / "known_peers")
+    shown: list[str] = []
+
+    def no(words: str) -> bool:
+        shown.append(words)
+        return False
+
+    refusing, refused = await asyncio.gather(
+        outcome(alice(daphne.url, session_id, rule=known, verify=no)), outcome(bob(daphne.url, session_id))
+    )
+    assert isinstance(refusing, PeerRefused)
+    assert isinstance(refused, Closed)
+    assert len(shown) == 1
+    assert not known.path.exists()
+
+
+async def test_a_token_for_another_session_is_refused_at_once(daphne: Relay, session_id: str) -> None:
+    error = await outcome(alice(daphne.url, session_id, token=token(session_id="another")))
+    assert isinstance(error, Closed)
+    assert error.code == 4403
+    assert str(error) == SENTENCES[4403]
+
+
+async def test_a_peer_of_another_session_is_refused(daphne: Relay, session_id: str) -> None:
+    """As a relay would have it that joins legs of different sessions: their prologues differ."""
+    stray = bob(daphne.url, session_id)
+    stray._session_id = "another"
+    mine, theirs = await asyncio.gather(outcome(alice(daphne.url, session_id)), outcome(stray))
+    assert {type(mine), type(theirs)} == {NoiseError, Closed}
+
+
+async def raw(daphne: Relay, session_id: str) -> websockets.ClientConnection:
+    return await websockets.connect(
+        f"{daphne.url}/relay/{session_id}",
+        additional_headers={"Authorization": f"Bearer {token(sub='mallory')}"},
+        compression=None,
+    )
+
+
+@pytest.mark.parametrize(
+    "first", [b"", b"GET / HTTP/1.1", "text", b"lem-relay/2" + bytes(16), b"lem-relay/1" + bytes(15)]
+)
+async def test_who_speaks_something_else_is_refused(
+    daphne: Relay, session_id: str, first: bytes | str
+) -> None:
+    async with await raw(daphne, session_id) as socket:
+        await socket.send(first)
+        assert isinstance(await outcome(alice(daphne.url, session_id)), WireError)
+
+
+async def test_our_own_messages_reflected_are_refused(daphne: Relay, session_id: str) -> None:
+    async with await raw(daphne, session_id) as socket:
+
+        async def reflect() -> None:
+            with contextlib.suppress(websockets.ConnectionClosed):
+                async for message in socket:
+                    await socket.send(message)
+
+        reflecting = asyncio.create_task(reflect())
+        error = await outcome(alice(daphne.url, session_id, rule=Fingerprint(OF_ALICE)))
+        await reflecting
+    assert isinstance(error, WireError)
+    assert "reflected" in str(error)
+
+
+async def test_a_peer_that_never_answers_is_given_up(daphne: Relay, session_id: str) -> None:
+    async with await raw(daphne, session_id) as socket:
+        await socket.send(hello())
+        error = await outcome(alice(daphne.url, session_id, handshake_seconds=0.1))
+    assert isinstance(error, TimeoutError)
+
+
+async def test_a_peer_that_leaves_before_its_end_is_seen(daphne: Relay, session_id: str) -> None:
+    async def leave() -> None:
+        async with bob(daphne.url, session_id) as peer:
+            await peer.send(b"one")
+            await peer._socket.close(1000)  # a clean close all the same: anyone in between can make one
+            await asyncio.sleep(0)
+            raise asyncio.CancelledError
+
+    leaving = asyncio.create_task(leave())
+    got = []
+    with pytest.raises(Closed, match="before it was done"):  # noqa: PT012 - what came before it counts, too
+        async with asyncio.timeout(SECONDS), alice(daphne.url, session_id) as peer:
+            async for message in peer:
+                got.append(message)
+    assert got == [b"one"]
+    await asyncio.wait([leaving])
+
+
+async def test_a_message_larger_than_agreed_ends_the_session(daphne: Relay, session_id: str) -> None:
+    async def send() -> None:
+        async with bob(daphne.url, session_id) as peer:
+            await peer.send(bytes(100_001))
+
+    sending = asyncio.create_task(send())
+    with pytest.raises(WireError, match="more than 100000"):
+        await listen(alice(daphne.url, session_id, max_message_bytes=100_000))
+    with pytest.raises(Closed):
+        await sending
+
+
+async def test_a_slow_reader_slows_its_sender(daphne: Relay, session_id: str) -> None:
+    sent = 0
+
+    async def send() -> None:
+        nonlocal sent
+        async with bob(daphne.url, session_id) as peer:
+            for _ in range(1000):
+                await peer.send(bytes(60_000))
+                sent += 1
+
+    sending = asyncio.create_task(send())
+    async with asyncio.timeout(SECONDS), alice(daphne.url, session_id) as peer:
+        before = -1
+        while sent != before:  # until it stands
+            before = sent
+            await asyncio.sleep(0.3)
+        assert 0 < sent < 500
+        assert sum([len(message) async for message in peer]) == 60_000_000
+    await sending
+
+
+async def test_a_relay_that_is_not_there_is_tried_again_until_it_is(session_id: str, tmp_path: Path) -> None:
+    relay = Relay("daphne spliced", tmp_path)
+    relay.manage("migrate", "--verbosity", "0")
+    error = await outcome(alice(relay.url, session_id, connect_seconds=0))
+    assert isinstance(error, Closed)
+    assert error.code == 0
+    coming = asyncio.gather(outcome(alice(relay.url, session_id)), outcome(bob(relay.url, session_id)))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(relay.serve)
+    try:
+        assert await coming == [[], []]
+    finally:
+        relay.stop()
+    relay.check_logs()
+
+
+async def test_who_waits_comes_back_when_the_relay_restarts(
+    session_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay = Relay("daphne spliced", tmp_path)
+    relay.start()
+    async with asyncio.timeout(2 * SECONDS), Tap(relay.port) as tap:
+        waiting = asyncio.create_task(outcome(alice(tap.url, session_id)))
+        await tap.shows(b" 101 ")
+        await asyncio.to_thread(relay.stop)
+        await asyncio.to_thread(relay.serve)
+        try:
+            assert await outcome(bob(relay.url, session_id)) == []
+            assert await waiting == []
+        finally:
+            relay.stop()
+    assert "the relay restarts; trying again" in caplog.messages
+    relay.check_logs()
+
+
+def contents(folder: Path) -> bytes:
+    """All that is in the files of a folder, however deep."""
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+async def test_nothing_of_the_peers_is_to_be_seen_in_the_relay(session_id: str, tmp_path: Path) -> None:
+    """The relay process receives, sends and stores nothing of what they say."""
+    relay = Relay("daphne spliced", tmp_path)
+    relay.start()
+    secret = os.urandom(24).hex().encode()
+    try:
+        async with asyncio.timeout(SECONDS), Tap(relay.port) as tap:
+            listening = asyncio.create_task(listen(bob(tap.url, session_id)))
+            async with alice(tap.url, session_id) as peer:
+                for _ in range(50):
+                    await peer.send(secret * 1000)
+            assert await listening == [secret * 1000] * 50
+            # The tap does find what is sent without encryption.
+            headers = {"Authorization": f"Bearer {token(sub='carol')}"}
+            uri = f"{tap.url}/relay/{session_id}-plain"
+            async with (
+                websockets.connect(uri, additional_headers=headers, compression=None) as one,
+                websockets.connect(uri, additional_headers=headers, compression=None) as two,
+            ):
+                await one.send(b"said in the clear")
+                assert await two.recv() == b"said in the clear"
+        await relay.session_closed(session_id)
+    finally:
+        relay.stop()
+    assert len(tap.seen) > 2 * 50 * len(secret) * 1000, "the tap saw both directions of both legs"
+    assert b"said in the clear" in tap.seen
+    stored = contents(tmp_path)
+    assert session_id.encode() in stored
+    for place in (bytes(tap.seen), stored):
+        assert secret not in place
+        assert ALICE.private_bytes_raw() not in place
+        assert BOB.private_bytes_raw() not in place
+    relay.check_logs()
+
+
+def test_every_close_code_of_the_relay_has_its_words() -> None:
+    own = {reason.code for reason in CloseReason} - {1000}
+    assert own <= set(SENTENCES)
