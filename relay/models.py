@@ -52,7 +52,13 @@ class RelaySession(models.Model):
     started_at = models.DateTimeField("started")
     paired_at = models.DateTimeField("paired", null=True, blank=True)
     node = models.CharField("opened by node", max_length=NAME_LENGTH, blank=True)
-    traffic = models.JSONField("points of `relay.traffic`", default=list, editable=False)
+    # With a default of the database, as nodes of the release before go on writing while others are restarted.
+    traffic = models.JSONField(
+        "points of `relay.traffic`",
+        default=list,
+        db_default=models.Value([], models.JSONField()),
+        editable=False,
+    )
     # Of corrections only (`relay.ledger.corrections`); the ledger's upsert leaves them to the database.
     corrects = models.ForeignKey(
         "self",
