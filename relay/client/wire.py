@@ -39,9 +39,10 @@ the receiver of that direction do Noise's REKEY (section 4.2: the first 32 bytes
 zero bytes with nonce 2^64-1 and no associated data). The nonce goes on counting.
 
 **5. Words** to compare by voice: SHA-256 of `lem-relay/1 words` and the handshake hash (32 bytes); its
-first 64 bits are four words of 16 bits, each word five letters: 4 bits consonant, 2 bits vowel, 4, 2, 4,
-from `bdfghjklmnprstvz` and `aiou`, joined by `-`. 64 bits, as whoever sits in between can try payloads
-until few bits agree.
+first 128 bits are eight words of 16 bits, each word five letters: 4 bits consonant, 2 bits vowel, 4, 2, 4,
+from `bdfghjklmnprstvz` and `aiou`, joined by `-`. Whoever sits in between has a handshake with each side and
+can vary the last message of both until the words agree, which takes tries in the order of the square root of
+all words there are: 2^64 of them within the time of a handshake.
 
 A side that refuses its peer closes with 3403.
 """
@@ -105,9 +106,12 @@ def fingerprint(public_key: bytes) -> str:
 
 
 def words(handshake_hash: bytes) -> str:
-    """Four words that are equal on both sides if, and only if, nobody is in between."""
+    """Eight words that are equal on both sides if nobody is in between, and else with a chance of 2^-128.
+
+    Whoever is in between improves that by trying, see above.
+    """
     digest = hashlib.sha256(VERSION + b" words" + handshake_hash).digest()
-    return "-".join(_word(int.from_bytes(digest[at : at + 2])) for at in range(0, 8, 2))
+    return "-".join(_word(int.from_bytes(digest[at : at + 2])) for at in range(0, 16, 2))
 
 
 def _word(bits: int) -> str:

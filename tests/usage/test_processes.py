@@ -172,7 +172,7 @@ async def test_a_sqlite_file_on_a_full_disk_costs_no_record(books):
     relay = books.relay(
         DATABASE_URL="", RELAY_VAR_DIR=str(disk), RELAY_SPOOL_DIR=str(books.folder / "var" / "spool")
     )
-    with_a_disk_of(1024, disk, relay)
+    with_a_disk_of(8192, disk, relay)
     relay.command[-1] = relay.command[-1].replace(
         "exec ", f"{sys.executable} manage.py migrate --verbosity 0 && exec "
     )

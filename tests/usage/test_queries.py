@@ -68,7 +68,11 @@ def _fill(vendor: str, count: int) -> None:
         moment = f"datetime('2026-01-01', (n * {SECONDS_BETWEEN}) || ' seconds')"
     live, node = f"n > {count - 100}", "'host:' || n % 5 || ':1'"
     session = {
-        **{f.column: "NULL" if f.null else "0" for f in RelaySession._meta.concrete_fields},
+        **{
+            f.column: "NULL" if f.null else "0"
+            for f in RelaySession._meta.concrete_fields
+            if not f.has_db_default()
+        },
         "session_uuid": key,
         "session_id": "'session-' || n",
         "account_id": "'account-' || n % 1000",
