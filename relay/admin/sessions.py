@@ -12,7 +12,9 @@ from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth.models import AbstractBaseUser
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
+from django.forms import Script
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404, render
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from unfold.admin import ModelAdmin
@@ -33,6 +35,7 @@ COUNTERS = (
     *("bytes_client_to_server", "bytes_server_to_client", "total_bytes"),
     *("frames_client_to_server", "frames_server_to_client"),
 )
+LIVE_FIELDSETS = (("Record", {"fields": ("session_id", "account_id", "session_uuid", "node", "started_at")}),)
 LIVE_LABELS = {"waiting": "warning", "paired": "success"}
 CONTENT_TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/jsonl"}
 
@@ -66,6 +69,7 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 
     class Media:
         css = {"all": ("relay/admin.css",)}  # noqa: RUF012 - Django's own form
+        js = (Script("relay/refresh.js", defer=True),)
 
     # The list
 
@@ -144,8 +148,10 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     # One session
 
     def get_fieldsets(self, request: HttpRequest, obj: RelaySession | None = None) -> Any:
-        """What only corrections have, for those."""
+        """What only corrections have, for those; of a live session only what doesn't change any more."""
         fieldsets = super().get_fieldsets(request, obj)
+        if obj is not None and obj.timestamp is None:
+            return LIVE_FIELDSETS  # the figures are above, where they are refreshed
         if obj is not None and obj.corrects_id is not None:
             fieldsets = (("Correction", {"fields": CORRECTION_FIELDS}), *fieldsets)
         return fieldsets
@@ -158,11 +164,21 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     ) -> HttpResponse:
         """The page of one session, with its legs and its timeline."""
         session: RelaySession = obj
+        context |= {
+            "title": session.session_id,
+            "figures_url": reverse("admin:relay_relaysession_session_figures", args=[session.pk]),
+            "every": dashboard.REFRESH_SECONDS,
+            **self._session_context(request, session),
+        }
+        response: HttpResponse = super().render_change_form(request, context, *args, obj=obj, **kwargs)
+        return response
+
+    def _session_context(self, request: HttpRequest, session: RelaySession) -> dict[str, Any]:
         legs: list[RelayLeg] = []
         if request.user.has_perm("relay.view_relayleg"):
             legs = sorted(session.legs.all(), key=lambda leg: (leg.joined_at, leg.leg_uuid))
-        context |= {
-            "title": session.session_id,
+        return {
+            "opts": self.opts,
             "session": session,
             "state": state_of(session),
             "recorded_at": recorded_at(session),
@@ -171,8 +187,6 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
             "legs": legs,
             "may_close": session.timestamp is None and self.has_close_permission(request),
         }
-        response: HttpResponse = super().render_change_form(request, context, *args, obj=obj, **kwargs)
-        return response
 
     # Closing
 
@@ -235,6 +249,11 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
             path("export/<str:form>/", wrap(self.export_view), name="relay_relaysession_export"),
             path("figures/", wrap(self.figures_view), name="relay_relaysession_figures"),
             path("accounts/", wrap(self.accounts_view), name="relay_relaysession_accounts"),
+            path(
+                "<uuid:pk>/figures/",
+                wrap(self.session_figures_view),
+                name="relay_relaysession_session_figures",
+            ),
             *super().get_urls(),
         ]
 
@@ -266,6 +285,15 @@ class RelaySessionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
         """The dashboard's content, which an open page asks for every few seconds."""
         self._check_view(request)
         return HttpResponse(dashboard.shown(request), headers={"Cache-Control": "no-store"})
+
+    def session_figures_view(self, request: HttpRequest, pk: UUID) -> HttpResponse:
+        """What the page of a session shows above its record; an open page of a live one asks for it."""
+        self._check_view(request)
+        session = get_object_or_404(self.get_queryset(request), pk=pk)
+        shown = self._session_context(request, session)
+        answer = render(request, "relay/admin/session_figures.html", shown)
+        answer["Cache-Control"] = "no-store"
+        return answer
 
     def accounts_view(self, request: HttpRequest) -> HttpResponse:
         """What each account comes to in a month."""

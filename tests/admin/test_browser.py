@@ -6,14 +6,14 @@ axe-core's rules is let pass.
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, TimeoutError, expect, sync_playwright
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -205,6 +205,30 @@ def test_the_dashboard_refreshes_by_itself_and_keeps_what_is_open(
             expect(table.get_by_text("As a table")).to_be_focused()
 
 
+def test_the_page_of_a_live_session_refreshes_by_itself_until_its_end(
+    chromium: Browser, relay: Relay, session_id: str
+) -> None:
+    with visiting(chromium, relay) as visit:
+        page = visit.page
+        page.clock.install()
+        visit.log_in()
+        with live_pair(relay, session_id) as (client, server):
+            visit.go(LIST)
+            link = page.locator("#result_list").get_by_role("link", name=session_id)
+            reloaded_until(page, link)
+            link.click()
+            summary = page.get_by_role("region", name="Live, paired")
+            expect(summary).to_be_visible()
+            server.send(b"\0" * 700_000)
+            assert len(client.recv(timeout=20)) == 700_000
+            button = page.get_by_role("button", name="Close session…")
+            button.focus()
+            self_refreshed(page, summary.get_by_text("683.6 KiB"))
+            expect(button).to_be_focused()
+        self_refreshed(page, page.get_by_role("region", name="Ended").get_by_text("peer_left"))
+        expect(page.get_by_text("Duration in seconds")).to_be_visible()
+
+
 def test_a_page_whose_user_is_signed_out_says_that_it_is_old(chromium: Browser, relay: Relay) -> None:
     with visiting(chromium, relay) as visit:
         page = visit.page
@@ -221,10 +245,19 @@ def test_a_page_whose_user_is_signed_out_says_that_it_is_old(chromium: Browser, 
 def self_refreshed(page: Page, expected: Locator) -> None:
     """Let the page's clock go on until what it shows by itself is what is expected."""
     for _ in range(40):
+        with suppress(TimeoutError):
+            expected.first.wait_for(timeout=1000)
+            return
+        page.clock.run_for(10_000)
+    raise AssertionError(f"it never showed {expected}")
+
+
+def reloaded_until(page: Page, expected: Locator) -> None:
+    """A record of what has just begun takes a moment."""
+    for _ in range(40):
         if expected.count():
             return
-        with page.expect_response(f"**{LIST}figures/"):
-            page.clock.run_for(10_000)
+        page.reload()
         page.wait_for_load_state("networkidle")
     raise AssertionError(f"it never showed {expected}")
 

@@ -76,7 +76,9 @@ def test_an_export_of_too_many_says_what_to_do(support: Client, settings: Any) -
     assert "More than 2 sessions" in answer.content.decode()
 
 
-@pytest.mark.parametrize("page", ["", "export/csv/", "figures/", "accounts/", f"{uuid(1)}/change/"])
+@pytest.mark.parametrize(
+    "page", ["", "export/csv/", "figures/", "accounts/", f"{uuid(1)}/change/", f"{uuid(1)}/figures/"]
+)
 def test_who_may_not_view_sessions_gets_none_of_it(support: Client, page: str) -> None:
     rows.write([ended(1)], "default")
     assert who_may().get(LIST + page).status_code == 403
@@ -129,6 +131,18 @@ def test_a_live_session_says_as_of_when_its_figures_are(support: Client) -> None
     assert "Figures as of" in page
     assert "2026-11-03 12:00:05 UTC" in page
     assert "live, as of 12:00:05" in support.get(LIST).content.decode()
+
+
+def test_the_page_of_a_live_session_asks_for_its_figures_again(support: Client) -> None:
+    rows.write([live(1)], "default")
+    figures = f"{LIST}{uuid(1)}/figures/"
+    assert f'data-refresh="{figures}"' in support.get(f"{LIST}{uuid(1)}/change/").content.decode()
+    assert "Live, waiting" in support.get(figures).content.decode()
+    rows.write([ended(1)], "default")
+    page = support.get(figures).content.decode()
+    assert "Ended" in page
+    assert "data-final" in page
+    assert "data-refresh" not in support.get(f"{LIST}{uuid(1)}/change/").content.decode()
 
 
 def test_support_has_no_way_to_close(support: Client) -> None:

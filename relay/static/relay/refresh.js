@@ -1,9 +1,8 @@
-// The dashboard asks for its figures again every few seconds while somebody looks. What is open stays open,
-// what has the focus keeps it. When the relay doesn't answer, a line says so, and it goes on asking.
+// What shows live figures asks for them again every few seconds while somebody looks: the dashboard, and the page
+// of a live session. What is open stays open, what has the focus keeps it. When the relay doesn't answer, a line
+// says so, and it goes on asking.
 "use strict";
-(() => {
-  const root = document.getElementById("relay-dashboard");
-  if (!root) return;
+for (const root of document.querySelectorAll("[data-refresh]")) {
   const figures = root.querySelector("[data-figures]");
   const notice = root.querySelector("[data-notice]");
   const pause = Number(root.dataset.every) * 1000;
@@ -20,6 +19,7 @@
   const path = (element) => {
     if (!figures.contains(element)) return null;
     if (element.matches("a")) return `a[href="${CSS.escape(element.getAttribute("href"))}"]`;
+    if (element.matches("button")) return "button";
     const details = element.closest("details");
     return details && `#${details.id} ${element.matches("summary") ? "summary" : "[tabindex]"}`;
   };
@@ -28,10 +28,14 @@
     if (!document.hidden) {
       try {
         // A redirect is the way to the login page: not figures.
-        const answer = await fetch(root.dataset.url, { redirect: "manual", signal: AbortSignal.timeout(pause) });
+        const answer = await fetch(root.dataset.refresh, {
+          redirect: "manual",
+          signal: AbortSignal.timeout(pause),
+        });
         if (!answer.ok) throw new Error(String(answer.status));
         show(await answer.text());
         notice.hidden = true;
+        if (figures.querySelector("[data-final]")) return location.reload(); // the rest of the page is old
       } catch {
         notice.hidden = false;
       }
@@ -39,4 +43,4 @@
     setTimeout(refresh, pause);
   };
   setTimeout(refresh, pause);
-})();
+}
