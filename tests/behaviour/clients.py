@@ -28,10 +28,13 @@ def connect(relay: Any, session_id: str, jwt: str | None = None, **options: Any)
 async def pair(
     relay: Any, session_id: str, **options: Any
 ) -> AsyncIterator[tuple[ClientConnection, ClientConnection]]:
-    """Both legs of a session, each with its own token; the one that came first is the client."""
+    """Both legs of a session, each with its own token, which names its role.
+
+    Without that, of two that come at once to different nodes either may be the first.
+    """
     async with (
-        connect(relay, session_id, token(sub="alice"), **options) as client,
-        connect(relay, session_id, token(sub="bob"), **options) as server,
+        connect(relay, session_id, token(sub="alice", role="client"), **options) as client,
+        connect(relay, session_id, token(sub="bob", role="server"), **options) as server,
     ):
         await relay.paired(session_id)
         yield client, server
