@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+# Tests at a time. Each may have servers and databases of its own, so more than two need more than two cores.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-all check lint format types imports migrations-check lock clean
@@ -35,7 +37,8 @@ migrate: $(VENV)/.server
 	$(BIN)/python manage.py migrate --verbosity 0
 
 test: $(VENV)/.tests ## the tests that need only Python and make
-	$(BIN)/python -m pytest -m "not system" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not system and not alone" --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? -eq 5 ]  # 5: PYTEST_ARGS names none of these
 
 $(VENV)/.bench: $(VENV)/.tests tests/benchmarks/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt

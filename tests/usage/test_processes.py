@@ -56,6 +56,7 @@ def p99(lag: Path, since: int = 0) -> float:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["stop", "pause"])
 async def test_a_thousand_sessions_begin_and_end_in_30_seconds_without_the_database(books, postgres, how):
     """Stopped, connections are refused; paused, they hang."""
