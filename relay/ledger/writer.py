@@ -13,8 +13,9 @@ from uuid import UUID
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from relay import conf
-from relay.ledger import nodes, replay
+from relay.ledger import replay
 from relay.ledger.deadline import Deadline
+from relay.ledger.heart import Heart
 from relay.ledger.lines import LinePrinter
 from relay.ledger.records import SessionRecord, merge
 from relay.ledger.spool import Entry, Spool, node_of
@@ -54,7 +55,7 @@ class Ledger:
     Where neither can be written it's printed all the same, and at once where there is no spool.
 
     With a name of its `node`, the writer leaves a heartbeat at each checkpoint, and then looks after what
-    dead nodes left: their spools on this host, and their live rows (see `nodes`). The other way round, a node
+    dead nodes left: their spools on this host, and their live rows (see `heart`). The other way round, a node
     that can't reach the database for `RELAY_NODE_LOST_SECONDS` is dead for the others, and what the database
     knows as live is closed there. So the line of such a session is printed only when its row is: until then
     it waits in the spool, and is printed by who replays that. A session that the database has never heard of
@@ -112,11 +113,7 @@ class Ledger:
         self._away_since = 0.0
         self._warned_at = float("-inf")
         self._connected_at = float("-inf")
-        self._place = nodes.this_place()
-        self._beat_due_at = clock() if node else float("inf")
-        self._upkeep_due = False  # until all of it was done: a failed one is tried again with the next batch
-        self._beaten_at = float("-inf")  # when the last heartbeat that was written was begun
-        self._beating_since = float("-inf")  # since when there was none missing
+        self._heart = Heart(node, using, self._deadline, clock)
         # What the database may know as live; others look at it, too.
         self._known: set[UUID] = set()
 
@@ -271,7 +268,7 @@ class Ledger:
         with self._changed:
             while not self._giving_up:
                 spooled = bool(self.spooled_bytes)
-                due_at = self._retry_at if self._failures else self._beat_due_at
+                due_at = self._retry_at if self._failures else self._heart.due_at
                 if self._waiting or self._batch or (spooled and self._flushing):
                     return True
                 if self._stopping and not spooled:
@@ -290,10 +287,9 @@ class Ledger:
 
     def _leave(self) -> None:
         """All is written, and none of this node's sessions goes on: what is live of it is nobody's."""
-        if self._beating_since > float("-inf") and not self._giving_up:
-            self._beat_due_at = self._clock()  # should there be another record
-            with suppress(Exception), self._deadline:
-                nodes.leave(self._node, self._using)
+        if not self._giving_up:
+            with suppress(Exception):
+                self._heart.leave()
 
     def _take(self) -> None:
         """Add what waits to what is still to be written."""
@@ -308,15 +304,14 @@ class Ledger:
     def _attempt(self) -> bool:
         try:
             self._connect()
-            self._beat()
+            self._heart.beat()
             if self._spool is not None and self._spool.size:
                 self._write_entries(self._spool.entries(), own=True)
                 self._spool.clear()
             self._spool_error = ""
             self._write_entries(self._entries(), own=True)
-            if self._upkeep_due:
+            if self._heart.search_due:
                 self._look_after_the_dead()
-                self._upkeep_due = False
         except Exception as error:  # noqa: BLE001 - a writer that ends on a surprise would lose all that comes
             self._drop_connection()
             self._note_failure(error)
@@ -338,7 +333,7 @@ class Ledger:
 
     def _write_entries(self, entries: Iterable[Entry], *, own: bool) -> None:
         for batch in replay.batches(entries):
-            self._beat()  # writing all of a large spool may take long
+            self._heart.beat()  # writing all of a large spool may take long
             live = {e.record.session_uuid for e in batch if e.record.owned and not e.record.closed}
             if own:
                 self._known |= live
@@ -385,22 +380,6 @@ class Ledger:
                 len(self._batch),
             )
 
-    # Heartbeats, and who has none any more
-
-    def _beat(self) -> None:
-        """Leave a heartbeat if one is due; what is to be done with each is due as well then."""
-        began = self._clock()
-        if began < self._beat_due_at:
-            return
-        with self._deadline:
-            nodes.beat(self._node, self._place, self._using)
-        with self._changed:
-            if self._clock() - self._beaten_at > self._settings.node_lost_seconds:
-                self._beating_since = began
-            self._beaten_at = began
-        self._beat_due_at = began + self._settings.checkpoint_seconds
-        self._upkeep_due = True
-
     def _look_after_the_dead(self) -> None:
         """Replay the spools and close the sessions of nodes that are no more."""
         dead = set()
@@ -413,15 +392,8 @@ class Ledger:
                             dead.add(node_of(path))
                 except OSError as error:
                     log.warning("the spool %s of another process can't be read: %s", path, error.strerror)
-        with self._deadline:
-            dead.update(nodes.gone_from(self._place, self._using, but=self._node))
-            for settled in nodes.settle_nodes(self._using, dead - {self._node}):
-                self._print(settled)
-        lost_seconds = self._settings.node_lost_seconds
-        if self._beaten_at - self._beating_since > lost_seconds:
-            with self._deadline:
-                for settled in nodes.settle(self._using, lost_seconds=lost_seconds):
-                    self._print(settled)
+        for settled in self._heart.settle(dead):
+            self._print(settled)
 
     # The database
 
