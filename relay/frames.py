@@ -198,7 +198,8 @@ class Forwarder:
                             length = second - 0x80  # negative when it isn't masked
                             start = pos + 6
                             stop = start + length
-                            if length < 0 or length > 125 or length > limit or stop > end:
+                            # An empty one goes the general way, too, which puts out nothing for its payload.
+                            if length < 1 or length > 125 or length > limit or stop > end:
                                 break
                             payload = unmask(data[start:stop], data[pos + 2 : start])
                             header = _SHORT_HEADERS[first][length]

@@ -56,6 +56,12 @@ def test_a_message_comes_out_unmasked_with_the_same_header(opcode: int, size: in
     assert (outcome.messages, outcome.payload_bytes) == (1, size)
 
 
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_an_empty_message_beside_a_large_one_is_no_empty_write(opcode: int) -> None:
+    outcome = feed(masked(opcode) + masked(opcode, b"x" * 100_000) + masked(opcode))
+    assert (outcome.messages, outcome.payload_bytes) == (3, 100_000)
+
+
 def test_many_small_frames_of_one_chunk_are_one_write() -> None:
     stream = b"".join(masked(BINARY, bytes(at % 120)) for at in range(400))
     result = Forwarder(LIMIT).feed(stream)
