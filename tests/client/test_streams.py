@@ -117,23 +117,27 @@ async def test_a_target_that_is_not_allowed_is_not_reached(daphne: Relay, sessio
 
 @pytest.mark.parametrize(
     "messages",
-    [[b""], [b"D\0\0\0\1x"], [b"?\0\0\0\1"], [b"O\0\0\0\2a:1"], [b"O\0\0\0\0a:1"],
-     [b"O\0\0\0\1a:1", b"D\0\0\0\1" + bytes(WINDOW + 1)], [b"O\0\0\0\1a:1", b"C\0\0\0\1x"]],
+    [[b""], [b"D\0\0\0\1x"], [b"?\0\0\0\1"], [b"O\0\0\0\2TARGET"], [b"O\0\0\0\0TARGET"],
+     [b"O\0\0\0\1TARGET", b"D\0\0\0\1" + bytes(WINDOW + 1)], [b"O\0\0\0\1TARGET", b"C\0\0\0\1x"]],
 )  # fmt: skip
 async def test_a_peer_that_breaks_the_rules_ends_it(
     daphne: Relay, session_id: str, messages: list[bytes]
 ) -> None:
+    server = await asyncio.start_server(Target().serve, "127.0.0.1", 0)
+    target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
     async def misbehave() -> None:
         async with alice(daphne.url, session_id) as peer:
             for message in messages:
-                await peer.send(message)
+                await peer.send(message.replace(b"TARGET", target.encode()))
             await peer.end()
 
     misbehaving = asyncio.create_task(misbehave())
     with pytest.raises(StreamError):
         async with asyncio.timeout(SECONDS), bob(daphne.url, session_id) as peer:
-            await Streams(peer, ["a:1"]).run()
+            await Streams(peer, [target]).run()
     await asyncio.wait([misbehaving])
+    server.close()
 
 
 async def test_nobody_opens_a_stream_to_who_only_forwards(daphne: Relay, session_id: str) -> None:
