@@ -57,6 +57,7 @@ class Side:
 
     url: str
     token: str
+    vouching: str
     key: X25519PrivateKey
     rule: PeerRule
     verify: bool
@@ -65,7 +66,7 @@ class Side:
     def connection(self, session_id: str) -> RelayConnection:
         """A new connection to the session."""
         return RelayConnection(
-            self.url, session_id, self.token, key=self.key, rule=self.rule,
+            self.url, session_id, self.token, key=self.key, rule=self.rule, vouching_token=self.vouching,
             verify=_ask if self.verify else None, connect_seconds=self.retry,
         )  # fmt: skip
 
@@ -100,11 +101,17 @@ HOME: Final = Path("~/.config/lem-relay").expanduser()
     default=HOME / "key.pem",
     help="this side's key, made when it isn't there (default: ~/.config/lem-relay/key.pem)",
 )
+@click.option(
+    "--vouching-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="a file with the token that vouches for this side's key to a peer with --signer; otherwise it comes "
+    "from RELAY_VOUCHING_TOKEN",
+)
 @click.option("--peer-key", metavar="SHA256:...", help="accept only the peer with this key")
 @click.option(
     "--signer",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="accept only a peer whose token vouches for its key, signed for the public key in this PEM file",
+    help="accept only a peer that shows a vouching token, signed for the public key in this PEM file",
 )
 @click.option(
     "--known-peers",
@@ -134,10 +141,7 @@ def main(context: click.Context, /, **options: Any) -> None:
 
 def _side(context: click.Context) -> Side:
     options = context.obj
-    if options["token_file"]:
-        token = options["token_file"].read_text(encoding="utf-8").strip()
-    else:
-        token = os.environ.get("RELAY_TOKEN", "").strip()
+    token = _text(options["token_file"], "RELAY_TOKEN")
     if not token:
         raise click.UsageError("there is no token: set RELAY_TOKEN, or give --token-file")
     rule: PeerRule
@@ -153,7 +157,13 @@ def _side(context: click.Context) -> Side:
             rule = KnownPeers(options["known_peers"], options["peer"])
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    return Side(options["url"], token, key, rule, options["verify"], options["retry"])
+    vouching = "" if options["own_legs"] else _text(options["vouching_file"], "RELAY_VOUCHING_TOKEN")
+    return Side(options["url"], token, vouching, key, rule, options["verify"], options["retry"])
+
+
+def _text(file: Path | None, variable: str) -> str:
+    """What stands in the file, or else in the variable of the environment."""
+    return (file.read_text(encoding="utf-8") if file else os.environ.get(variable, "")).strip()
 
 
 def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
