@@ -85,7 +85,8 @@ class RelayConnection:
     url: `ws://` or `wss://`, host and port of the relay. token: the JWT that opens the session.
     key: this side's static key. rule: whom to accept. vouching_token: shown to the peer as proof of our key;
     never the one that opens the session (see `relay.client.wire`). verify: called with the words for two
-    people to compare, and refuses the peer by giving False; it may take its time (it runs in a thread).
+    people to compare and the peer's fingerprint, and refuses the peer by giving False; it may take its time
+    (it runs in a thread).
     max_message_bytes: the longest message that is taken from the peer.
     connect_seconds: how long to try again, with growing pauses, while the relay can't be reached or asks to
     come back; 0 is one attempt. handshake_seconds: for the peer to answer once it is
@@ -105,7 +106,7 @@ class RelayConnection:
         key: X25519PrivateKey,
         rule: PeerRule,
         vouching_token: str = "",
-        verify: Callable[[str], bool] | None = None,
+        verify: Callable[[str, str], bool] | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         connect_seconds: float = 60.0,
         handshake_seconds: float = 30.0,
@@ -227,8 +228,10 @@ class RelayConnection:
         self.peer_fingerprint = fingerprint(transport.remote_static)
         self.words = words(transport.handshake_hash)
         self._rule.check(transport.remote_static, self._session_id, vouched)
-        if self._verify is not None and not await asyncio.to_thread(self._verify, self.words):
-            raise PeerRefused("the words on the two sides are not the same")
+        if self._verify is not None:
+            same = await asyncio.to_thread(self._verify, self.words, self.peer_fingerprint)
+            if not same:
+                raise PeerRefused("the words on the two sides are not the same")
         self._rule.accepted(transport.remote_static, self._session_id)
         self._channel = Channel(transport, self._max_message_bytes)
         await self._send(self._channel.seal(Record.READY))

@@ -190,10 +190,10 @@ def vouching(token: str, public_key: bytes, session_id: str) -> bytes:
     return token.encode()
 
 
-def session_of(token: str) -> str | None:
-    """The only session that a token says it opens, unverified: the relay decides."""
+def claims_of(token: str) -> dict[str, Any]:
+    """What a token says, unverified: the relay decides. Empty where it can't be read."""
     try:
-        session = jwt.decode(token, options={"verify_signature": False}).get("session_id")
+        claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
     except jwt.PyJWTError:
-        return None
-    return session if isinstance(session, str) else None
+        return {}
+    return claims

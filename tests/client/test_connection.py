@@ -181,7 +181,8 @@ async def test_words_that_differ_refuse_the_peer_and_are_not_remembered(
     known = KnownPeers(tmp_path / "known_peers")
     shown: list[str] = []
 
-    def no(words: str) -> bool:
+    def no(words: str, peer: str) -> bool:
+        assert peer == OF_BOB
         shown.append(words)
         return False
 

@@ -19,8 +19,8 @@ from relay.client.peers import (
     KnownPeers,
     PeerRefused,
     SignedClaim,
+    claims_of,
     own_key,
-    session_of,
     vouching,
 )
 from relay.client.wire import fingerprint
@@ -177,10 +177,10 @@ def test_only_a_token_that_vouches_for_our_key_is_shown_to_the_peer() -> None:
             vouching(bad, KEY, "demo")
 
 
-def test_a_token_says_which_session_it_opens() -> None:
-    assert session_of(token(session_id="demo")) == "demo"
-    assert session_of(token()) is None
-    assert session_of("no token") is None
+def test_a_token_says_what_it_is_for() -> None:
+    assert claims_of(token(session_id="demo"))["session_id"] == "demo"
+    assert "session_id" not in claims_of(token())
+    assert claims_of("no token") == {}
 
 
 def test_a_fingerprint_is_what_openssl_and_base64_give() -> None:
