@@ -124,7 +124,7 @@ async def test_nothing_of_the_peers_is_to_be_seen_between_two_nodes(
                         await asyncio.sleep(0.05)
                 finally:
                     await asyncio.to_thread(postgres.start)
-                await cluster.booked(f"{session_id}-away")
+                await cluster.session_closed(f"{session_id}-away")
                 looking.cancel()
                 await asyncio.wait([looking])
                 await say_in_the_clear(one.url, two.url, f"{session_id}-plain")
