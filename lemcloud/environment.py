@@ -21,6 +21,10 @@ VARIABLES = frozenset(
         "RELAY_JWT_AUDIENCE",
         "RELAY_JWT_ISSUER",
         "RELAY_JWT_LEEWAY_SECONDS",
+        # The client's, which stay set in a terminal from which the server's commands are run, too.
+        "RELAY_URL",
+        "RELAY_TOKEN",
+        "RELAY_VOUCHING_TOKEN",
     }
 )
 """The `RELAY_` variables read here rather than by the app."""

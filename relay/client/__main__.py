@@ -4,87 +4,22 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import re
 import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from tqdm import tqdm
 
-from relay.client.connection import Closed, RelayConnection
-from relay.client.files import TransferBroken, TransferRefused, printable, receive_files, send_files
-from relay.client.noise import NoiseError
-from relay.client.peers import (
-    Fingerprint,
-    KeyFileError,
-    KnownPeers,
-    PeerRefused,
-    PeerRule,
-    SignedClaim,
-    own_key,
-    session_of,
-)
+from relay.client.files import receive_files, send_files
+from relay.client.options import HOME, Side, side_of
+from relay.client.outcomes import EXITS, again, fail, run
+from relay.client.peers import KeyFileError, own_key
 from relay.client.pipes import pipe_through
 from relay.client.probe import measure
-from relay.client.streams import StreamError, Streams
-from relay.client.wire import WireError, fingerprint
-
-EXIT: Final = {4401: 4, 4403: 4, 4408: 5, 4409: 4, 4429: 4, 4499: 4, 3403: 6}
-"""Exit codes by close code; any other close is 5."""
-
-EXITS: Final = """\b
-Exit codes:
-  0  all went over
-  1  a file or the peer's messages were not as they have to be
-  2  wrong options
-  4  the relay refuses: token, session, quota
-  5  the relay can't be reached, the peer did not come, or the connection broke
-  6  the peer, or its key, is refused by either side
-"""
-
-DROPPED: Final = frozenset({1006, 1012, 1013, 4410, 4411, 4413, 4415})
-"""Close codes after which a file transfer is taken up again."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """What the options say: how to connect, and whom to accept."""
-
-    url: str
-    token: str
-    key: X25519PrivateKey
-    rule: PeerRule
-    verify: bool
-    retry: float
-
-    def connection(self, session_id: str) -> RelayConnection:
-        """A new connection to the session."""
-        return RelayConnection(
-            self.url, session_id, self.token, key=self.key, rule=self.rule,
-            verify=_ask if self.verify else None, connect_seconds=self.retry,
-        )  # fmt: skip
-
-    def session(self, session_id: str | None) -> str:
-        """The session given, or else the one that the token is for."""
-        chosen = session_id or session_of(self.token)
-        if not chosen:
-            raise click.UsageError("the token opens any session: say which with --session")
-        return chosen
-
-
-def _ask(words: str) -> bool:
-    """Ask on the terminal itself: stdin and stdout may carry data."""
-    with open("/dev/tty", "r+") as terminal:  # noqa: PTH123
-        print(f"Does the peer show the same words?  {words}  [y/N] ", end="", file=terminal, flush=True)
-        return terminal.readline().strip().lower() in ("y", "yes")
-
-
-HOME: Final = Path("~/.config/lem-relay").expanduser()
+from relay.client.streams import Streams
+from relay.client.terminal import Bar
+from relay.client.wire import fingerprint
 
 
 @click.group(epilog=EXITS)
@@ -100,11 +35,17 @@ HOME: Final = Path("~/.config/lem-relay").expanduser()
     default=HOME / "key.pem",
     help="this side's key, made when it isn't there (default: ~/.config/lem-relay/key.pem)",
 )
+@click.option(
+    "--vouching-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="a file with the token that vouches for this side's key to a peer with --signer; otherwise it comes "
+    "from RELAY_VOUCHING_TOKEN",
+)
 @click.option("--peer-key", metavar="SHA256:...", help="accept only the peer with this key")
 @click.option(
     "--signer",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="accept only a peer whose token vouches for its key, signed for the public key in this PEM file",
+    help="accept only a peer that shows a vouching token, signed for the public key in this PEM file",
 )
 @click.option(
     "--known-peers",
@@ -129,52 +70,14 @@ HOME: Final = Path("~/.config/lem-relay").expanduser()
 def main(context: click.Context, /, **options: Any) -> None:
     """Files and streams to the peer of a session, encrypted from end to end: the relay can't read them."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    context.obj = {**options, "own_legs": False}
+    context.obj = options
 
 
-def _side(context: click.Context) -> Side:
-    options = context.obj
-    if options["token_file"]:
-        token = options["token_file"].read_text(encoding="utf-8").strip()
-    else:
-        token = os.environ.get("RELAY_TOKEN", "").strip()
-    if not token:
-        raise click.UsageError("there is no token: set RELAY_TOKEN, or give --token-file")
-    rule: PeerRule
-    key = own_key(options["key_file"])
+def _side(context: click.Context, *, own_legs: bool = False) -> Side:
     try:
-        if options["own_legs"]:
-            rule = Fingerprint(fingerprint(key.public_key().public_bytes_raw()))
-        elif options["peer_key"]:
-            rule = Fingerprint(options["peer_key"])
-        elif options["signer"]:
-            rule = SignedClaim(options["signer"].read_bytes())
-        else:
-            rule = KnownPeers(options["known_peers"], options["peer"])
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    return Side(options["url"], token, key, rule, options["verify"], options["retry"])
-
-
-def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run to the end, or exit with one clear line and the code that tells what it was."""
-    try:
-        asyncio.run(work())
-    except Closed as error:
-        _fail(EXIT.get(error.code, 5), error)
-    except PeerRefused as error:
-        _fail(6, error)
-    except (NoiseError, StreamError, WireError) as error:
-        _fail(1, f"{error}: the peer speaks something else, or someone is in between")
-    except TimeoutError:
-        _fail(5, "the peer did not answer in time")
-    except (TransferRefused, TransferBroken, KeyFileError, OSError, ValueError) as error:
-        _fail(1, error)
-
-
-def _fail(code: int, error: object) -> None:
-    click.echo(f"lem-relay: {printable(error)}", err=True)
-    sys.exit(code)
+        return side_of(context.obj, own_legs=own_legs)
+    except (KeyFileError, OSError, ValueError) as error:
+        fail(1, error)
 
 
 @main.group()
@@ -189,7 +92,7 @@ def show(context: click.Context) -> None:
     try:
         own = own_key(context.obj["key_file"])
     except KeyFileError as error:
-        _fail(1, error)
+        fail(1, error)
     click.echo(fingerprint(own.public_key().public_bytes_raw()))
 
 
@@ -204,7 +107,7 @@ def pipe(context: click.Context, session: str) -> None:
             await pipe_through(peer, sys.stdin.fileno(), sys.stdout.fileno())
 
     side = _side(context)
-    _run(work)
+    run(work)
 
 
 @main.command()
@@ -223,15 +126,17 @@ def send(context: click.Context, session: str | None, files: tuple[Path, ...]) -
             with Bar() as bar:
                 await send_files(peer, list(files), bar.show)
 
-    _run(lambda: _again(work, side.retry))
+    run(lambda: again(work, side.retry))
 
 
 @main.command()
 @click.option("--session", help="default: the one that the token is for")
 @click.option("--into", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path(),
               help="folder for the files (default: this one)")  # fmt: skip
+@click.option("--max-bytes", type=click.IntRange(0), metavar="BYTES",
+              help="take no more than this in all (default: what the disk has room for)")  # fmt: skip
 @click.pass_context
-def receive(context: click.Context, session: str | None, into: Path) -> None:
+def receive(context: click.Context, session: str | None, into: Path, max_bytes: int | None) -> None:
     """Take the files that the peer sends; print where they are."""
     side = _side(context)
     session_id = side.session(session)
@@ -239,11 +144,11 @@ def receive(context: click.Context, session: str | None, into: Path) -> None:
     async def work() -> None:
         async with side.connection(session_id) as peer:
             with Bar() as bar:
-                taken = await receive_files(peer, into, bar.show)
+                taken = await receive_files(peer, into, bar.show, max_bytes)
         for path in taken:
             click.echo(path)
 
-    _run(lambda: _again(work, side.retry))
+    run(lambda: again(work, side.retry))
 
 
 class Forward(click.ParamType[tuple[str, int, str]]):
@@ -282,7 +187,7 @@ def forward(context: click.Context, forwards: tuple[tuple[str, int, str], ...], 
                 click.echo(f"{bind}:{port} leads to {target}", err=True)
             await streams.run()
 
-    _run(lambda: _again(work, side.retry))
+    run(lambda: again(work, side.retry))
 
 
 @main.command()
@@ -302,7 +207,7 @@ def serve(context: click.Context, allow: tuple[str, ...], session: str) -> None:
         async with side.connection(session) as peer:
             await Streams(peer, allow).run()
 
-    _run(lambda: _again(work, side.retry))
+    run(lambda: again(work, side.retry))
 
 
 @main.command()
@@ -318,8 +223,7 @@ def probe(context: click.Context, url: str, session: str | None, megabytes: int)
     The token is used twice, so it must not name a role.
     """
     context.obj["url"] = url
-    context.obj["own_legs"] = True
-    side = _side(context)
+    side = _side(context, own_legs=True)
     session_id = side.session(session)
 
     async def work() -> None:
@@ -329,54 +233,7 @@ def probe(context: click.Context, url: str, session: str | None, megabytes: int)
         click.echo(f"round trip {trip * 1000:.1f} ms")
         click.echo(f"throughput {rate / 1e6:.1f} MB/s, encrypted and decrypted by this one process")
 
-    _run(work)
-
-
-async def _again(work: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> None:
-    """`work` again where the session dropped under it: what is there already does not go over twice."""
-    loop = asyncio.get_running_loop()
-    dropped = None
-    while True:
-        try:
-            return await work()
-        except Closed as error:
-            # Our own half-dead leg may hold its place for a while.
-            held = error.code == 4409 and dropped is not None and loop.time() - dropped < seconds
-            if not seconds or not (error.code in DROPPED or held):
-                raise
-            dropped = dropped if held else loop.time()
-            logging.getLogger(__name__).warning("%s; going on from there", error)
-            await asyncio.sleep(0.5)
-
-
-class Bar:
-    """Progress on stderr, where that is a terminal: rate and time left."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._name = ""
-
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._close()
-
-    def show(self, name: str, done: int, size: int) -> None:
-        """The state of a file, in bytes."""
-        if name != self._name or self._bar is None:
-            self._close()
-            self._name = name
-            # `disable=None` is off where stderr is no terminal.
-            self._bar = tqdm(
-                total=size, initial=done, desc=name, unit="B", unit_scale=True, file=sys.stderr, disable=None
-            )
-        self._bar.update(done - self._bar.n)
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    run(work)
 
 
 if __name__ == "__main__":

@@ -83,8 +83,10 @@ class RelayConnection:
     """One side of a session. Not reusable: make a new one to connect again.
 
     url: `ws://` or `wss://`, host and port of the relay. token: the JWT that opens the session.
-    key: this side's static key. rule: whom to accept. verify: called with the words for two people to
-    compare, and refuses the peer by giving False; it may take its time (it runs in a thread).
+    key: this side's static key. rule: whom to accept. vouching_token: shown to the peer as proof of our key;
+    never the one that opens the session (see `relay.client.wire`). verify: called with the words for two
+    people to compare and the peer's fingerprint, and refuses the peer by giving False; it may take its time
+    (it runs in a thread).
     max_message_bytes: the longest message that is taken from the peer.
     connect_seconds: how long to try again, with growing pauses, while the relay can't be reached or asks to
     come back; 0 is one attempt. handshake_seconds: for the peer to answer once it is
@@ -92,6 +94,7 @@ class RelayConnection:
 
     Raises on entering: `Closed` (relay or peer refused or left), `PeerRefused` (we did), `WireError` and
     `NoiseError` (not our protocol, or someone in between), `ValueError` (not a URL), `TimeoutError`.
+    Raises on making: `ValueError` where the vouching token is none, or not for this key and session.
     """
 
     def __init__(
@@ -102,7 +105,8 @@ class RelayConnection:
         *,
         key: X25519PrivateKey,
         rule: PeerRule,
-        verify: Callable[[str], bool] | None = None,
+        vouching_token: str = "",
+        verify: Callable[[str, str], bool] | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         connect_seconds: float = 60.0,
         handshake_seconds: float = 30.0,
@@ -113,6 +117,7 @@ class RelayConnection:
         self._token = token
         self._key = key
         self._rule = rule
+        self._vouching = vouching(vouching_token, key.public_key().public_bytes_raw(), session_id)
         self._verify = verify
         self._max_message_bytes = max_message_bytes
         self._connect_seconds = connect_seconds
@@ -223,8 +228,10 @@ class RelayConnection:
         self.peer_fingerprint = fingerprint(transport.remote_static)
         self.words = words(transport.handshake_hash)
         self._rule.check(transport.remote_static, self._session_id, vouched)
-        if self._verify is not None and not await asyncio.to_thread(self._verify, self.words):
-            raise PeerRefused("the words on the two sides are not the same")
+        if self._verify is not None:
+            same = await asyncio.to_thread(self._verify, self.words, self.peer_fingerprint)
+            if not same:
+                raise PeerRefused("the words on the two sides are not the same")
         self._rule.accepted(transport.remote_static, self._session_id)
         self._channel = Channel(transport, self._max_message_bytes)
         await self._send(self._channel.seal(Record.READY))
@@ -232,12 +239,11 @@ class RelayConnection:
 
     async def _shake_hands(self, initiator: bool, prologue: bytes) -> tuple[Transport, bytes]:
         handshake = Handshake(initiator=initiator, prologue=prologue, static=self._key)
-        shown = vouching(self._token, self._key.public_key().public_bytes_raw())
         vouched = b""
         first = True
         while not handshake.complete:
             if handshake.writes:
-                await self._send(handshake.write(b"" if first else shown))
+                await self._send(handshake.write(b"" if first else self._vouching))
             else:
                 vouched = handshake.read(await self._receive())
             first = False

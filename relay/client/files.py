@@ -16,6 +16,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import unicodedata
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -65,17 +66,26 @@ async def send_files(peer: RelayConnection, paths: list[Path], progress: Progres
     await peer.end()
 
 
-async def receive_files(peer: RelayConnection, folder: Path, progress: Progress) -> list[Path]:
+async def receive_files(
+    peer: RelayConnection, folder: Path, progress: Progress, max_bytes: int | None = None
+) -> list[Path]:
     """Take files into `folder` until the sender ends; gives where they are.
+
+    max_bytes: the most that is taken of one connection; without it, what the disk has room for: the peer is
+    one that was accepted, and any figure would be wrong for somebody.
 
     Raises `TransferRefused` (the sender hears it, too), `TransferBroken`, `OSError`, and what the connection
     raises.
     """
     taken = []
+    offered = 0
     messages = aiter(peer)
     async for message in messages:
         offer = _json(message)
         try:
+            offered += _size(offer)
+            if max_bytes is not None and offered > max_bytes:
+                raise TransferRefused(f"no more than {max_bytes} bytes are taken, and here are {offered}")
             taken.append(await _receive(peer, messages, folder, offer, progress))
         except TransferRefused as error:
             await _tell(peer, refused=str(error))
@@ -91,9 +101,9 @@ async def _receive(
     offer: dict[str, Any],
     progress: Progress,
 ) -> Path:
-    name, size, digest = safe_name(offer.get("name")), offer.get("size"), offer.get("sha256")
-    if type(size) is not int or size < 0 or not _is_digest(digest):
-        raise TransferBroken("the peer offered a file without a size or SHA-256")
+    name, size, digest = safe_name(offer.get("name")), _size(offer), offer.get("sha256")
+    if not _is_digest(digest):
+        raise TransferBroken("the peer offered a file without a SHA-256")
     final, part = folder / name, folder / f".{name}.{digest}.part"
     if final.is_symlink() or final.exists():
         if not final.is_file() or await asyncio.to_thread(_digest, final) != digest:
@@ -102,6 +112,7 @@ async def _receive(
         await _tell(peer, have=size)
         await _tell(peer, done=True)
         return final
+    _check_room(part, name, size)
     # Whoever else may write here must not lead us elsewhere by a link.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(part, flags, 0o666), "r+b") as file:
@@ -146,6 +157,21 @@ def safe_name(name: object) -> str:
     if not plain:
         raise TransferRefused(f"{name!r} is not a name that files are taken under")
     return str(name)
+
+
+def _check_room(part: Path, name: str, size: int) -> None:
+    """Refuse now what the disk could not hold in the end."""
+    have = part.lstat().st_size if part.exists() else 0
+    free = shutil.disk_usage(part.parent).free
+    if size - have > free:
+        raise TransferRefused(f"{name} has {size} bytes, and the disk has room for {free}")
+
+
+def _size(offer: dict[str, Any]) -> int:
+    size = offer.get("size")
+    if type(size) is not int or size < 0:
+        raise TransferBroken("the peer offered a file without a size")
+    return size
 
 
 def _digest(path: Path) -> str:

@@ -1,7 +1,10 @@
 """Who is at the other end: this side's own key, and the rules by which the peer's key is accepted.
 
-One rule decides, the first that is configured: a fingerprint; a claim in a token that the signaling server
+One rule decides, the first that is configured: a fingerprint; a vouching token, which the signaling server
 signed with a private key; the known-peers file (trust on first use).
+
+A vouching token names a key and a session and opens nothing, so that it can be shown to whoever answers. It
+is never the token that opens the session, and each is refused in the other's place (`token_type`).
 """
 
 import os
@@ -22,6 +25,8 @@ from relay.client.wire import fingerprint
 
 ASYMMETRIC: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA")
 """Never HS: the relay knows the shared secret and could vouch for a key of its own."""
+VOUCHING: Final = "vouching"
+"""Claim `token_type` of a vouching token: the relay lets no one in with it, as it is not `access`."""
 
 
 class PeerRefused(Exception):
@@ -58,7 +63,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class SignedClaim:
-    """The peer's token, signed by the holder of the private key to `public_key_pem`, names its key."""
+    """The peer's vouching token, signed by whoever has the private key to `public_key_pem`, names its key."""
 
     public_key_pem: bytes
 
@@ -70,10 +75,12 @@ class SignedClaim:
                 vouching,
                 self.public_key_pem,
                 list(ASYMMETRIC),
-                options={"require": ["exp", "session_id", "noise_key"], "verify_aud": False},
+                options={"require": ["exp", "token_type", "session_id", "noise_key"], "verify_aud": False},
             )
         except (jwt.PyJWTError, TypeError, ValueError) as error:
             raise PeerRefused(f"the token that vouches for the peer's key is not valid: {error}") from None
+        if claims["token_type"] != VOUCHING:
+            raise PeerRefused("the token that the peer sent is none that vouches for a key")
         if claims["session_id"] != session_id:
             raise PeerRefused("the token that vouches for the peer's key is for another session")
         if claims["noise_key"] != fingerprint(key):
@@ -160,21 +167,33 @@ def own_key(path: Path) -> X25519PrivateKey:
     return loaded
 
 
-def vouching(token: str, public_key: bytes) -> bytes:
-    """What of our own token the peer is shown: all of it where it vouches for our key, else nothing."""
+def vouching(token: str, public_key: bytes, session_id: str) -> bytes:
+    """The handshake payload that shows a vouching token; none where `token` is empty.
+
+    Raises `ValueError` where the peer could not accept it, or where it may open more than it has to.
+    """
+    if not token:
+        return b""
     try:
         header: dict[str, Any] = jwt.get_unverified_header(token)
         claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
-    except jwt.PyJWTError:
-        return b""
-    vouches = header.get("alg") in ASYMMETRIC and claims.get("noise_key") == fingerprint(public_key)
-    return token.encode() if vouches else b""
+    except jwt.PyJWTError as error:
+        raise ValueError(f"the vouching token can't be read: {error}") from None
+    if claims.get("token_type") != VOUCHING:
+        raise ValueError(f"the vouching token has no claim token_type {VOUCHING!r}, so it is not shown")
+    if header.get("alg") not in ASYMMETRIC:
+        raise ValueError("the vouching token is not signed with a private key, so it proves nothing")
+    if claims.get("session_id") != session_id:
+        raise ValueError("the vouching token is for another session")
+    if claims.get("noise_key") != fingerprint(public_key):
+        raise ValueError(f"the vouching token is not for our key, {fingerprint(public_key)}")
+    return token.encode()
 
 
-def session_of(token: str) -> str | None:
-    """The only session that a token says it opens, unverified: the relay decides."""
+def claims_of(token: str) -> dict[str, Any]:
+    """What a token says, unverified: the relay decides. Empty where it can't be read."""
     try:
-        session = jwt.decode(token, options={"verify_signature": False}).get("session_id")
+        claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
     except jwt.PyJWTError:
-        return None
-    return session if isinstance(session, str) else None
+        return {}
+    return claims

@@ -13,11 +13,16 @@ byte, as numbers) is the Noise initiator. Equal nonces are one's own hello, refl
     "lem-relay/1" 00 session-id-in-ASCII 00 initiator's-nonce responder's-nonce
 
 so both sides speak of the same session and saw the same hellos. Three messages: the initiator's, the
-responder's, the initiator's. Payload 1 is empty. Payloads 2 and 3 are empty, or the ASCII of a JWT that
-vouches for the sender's static key: signed with RS256/384/512, ES256/384/512 or EdDSA, with the claims
-`exp`, `session_id` (this session) and `noise_key` (fingerprint of the static key). A fingerprint is
-`SHA256:` and the base64, without padding, of the SHA-256 of the 32 bytes of the key. A token that is signed
-with a shared secret (HS...) is never sent to the peer, and proves nothing.
+responder's, the initiator's. Payload 1 is empty. Payloads 2 and 3 are empty, or the ASCII of a vouching
+token: a JWT signed with RS256/384/512, ES256/384/512 or EdDSA, with the claims `exp`, `token_type` (the word
+`vouching`), `session_id` (this session) and `noise_key` (fingerprint of the sender's static key). A
+fingerprint is `SHA256:` and the base64, without padding, of the SHA-256 of the 32 bytes of the key. One that
+is signed with a shared secret (HS...) proves nothing and is refused.
+
+The responder sends payload 2 before it knows who the initiator is, so anyone in between may read it. That is
+why a vouching token is a token of its own: it opens nothing, as the relay lets in no `token_type` but
+`access`, and is worth nothing without the private key that it names. The token that opens the session is
+never shown to the peer, and is refused as a vouching token by its missing `token_type`.
 
 **3. Records**: each Noise transport message holds one byte of type, then up to 65,518 bytes of body.
 

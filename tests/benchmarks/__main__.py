@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from . import contestants, exports, plan, report
+from . import contestants, exports, files, plan, report
 from .runner import Run, run
 
 T = TypeVar("T")
@@ -73,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if plan.BY_NAME[plan.EXPORT] in options.work:
             sessions = work.options(plan.BY_NAME[plan.EXPORT])["sessions"]
             results[plan.EXPORT] = exports.run(sessions, repetitions, _tell)
+        if plan.BY_NAME[plan.FILES] in options.work:
+            megabytes = work.options(plan.BY_NAME[plan.FILES])["megabytes"]
+            results[plan.FILES] = files.run(megabytes, repetitions, _tell)
     except KeyboardInterrupt:
         _tell("interrupted; all servers are stopped\n")
         return 130

@@ -8,6 +8,8 @@ MIB = 1024 * KIB
 
 EXPORT = "export"
 """The workload that `exports` runs."""
+FILES = "files"
+"""The workload that `files` runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,13 @@ WORKLOADS = (
         "ended sessions to CSV, from PostgreSQL",
         {"sessions": 1_000_000},
         {"sessions": 100_000},
+        nodes=0,
+    ),
+    Workload(
+        FILES,
+        "a file from one process to another on one machine, from their starts to their exits",
+        {"megabytes": 1000},
+        {"megabytes": 200},
         nodes=0,
     ),
     Workload(

@@ -14,8 +14,12 @@ from .contestants import TUTORIAL_NODES_WINDOW, TUTORIAL_WINDOW
 from .exports import BARE as BARE_EXPORT
 from .exports import OURS as OUR_EXPORT
 from .exports import TITLES as EXPORTS
+from .files import NOISE as OUR_FILES
+from .files import PLAIN as PLAIN_FILES
+from .files import TITLES as FILE_TITLES
+from .files import WORMHOLE as WORMHOLE_FILES
 from .plan import BY_NAME as WORKLOADS
-from .plan import EXPORT, MIB
+from .plan import EXPORT, FILES, MIB
 from .runner import Cell, Results
 from .stats import paired_ratio, spread
 
@@ -124,6 +128,14 @@ COLUMNS: dict[str, list[Column]] = {
         ("when idle", "idle_commands_per_s", _number),
         ("more than that per 10,000 frames", "frame_commands_per_10k", _number),
         *_BUSY,
+    ],
+    FILES: [
+        ("MB/s", "mb_per_s", _number),
+        ("server CPU, s/GB", "server_cpu_s_per_gb", _number),
+        ("sender's", "sender_cpu_s_per_gb", _number),
+        ("receiver's", "receiver_cpu_s_per_gb", _number),
+        ("in, s", "seconds", _number),
+        ("file, MB", "file_bytes", lambda value: f"{value / 1e6:.0f}"),
     ],
     EXPORT: [
         ("seconds", "seconds", _number),
@@ -326,7 +338,26 @@ def verdicts(results: Results) -> list[Verdict]:
         f"{export}: peak memory under 150 MB",
         OUR_EXPORT,
     )
-    return found + _of_the_ledger(results)
+    return found + _of_files(results) + _of_the_ledger(results)
+
+
+def _of_files(results: Results) -> list[Verdict]:
+    """The goal of the client, and how it stands beside magic-wormhole."""
+    plain, wormhole = (
+        _ratio(results, FILES, "mb_per_s", OUR_FILES, other) for other in (PLAIN_FILES, WORMHOLE_FILES)
+    )
+    return [
+        Verdict(
+            "a file, encrypted: at least 0.6 times the throughput of moving it through the relay as it is",
+            "not measured" if plain is None else f"{plain:.3g} times",
+            None if plain is None else plain >= 0.6,
+        ),
+        Verdict(
+            "a file, encrypted: throughput to magic-wormhole's through its transit relay (shown only)",
+            "not measured" if wormhole is None else f"{wormhole:.3g} times",
+            None,
+        ),
+    ]
 
 
 def _nodes_noise(results: Results, found: list[Verdict]) -> None:
@@ -414,7 +445,7 @@ def markdown(results: Results, about: dict[str, Any]) -> str:
 
 
 def _title(name: str) -> str:
-    return EXPORTS[name] if name in EXPORTS else CONTESTANTS[name].title
+    return (EXPORTS | FILE_TITLES).get(name) or CONTESTANTS[name].title
 
 
 def _table(workload: str, cells: dict[str, Cell], results: Results) -> list[str]:
@@ -437,7 +468,9 @@ def _table(workload: str, cells: dict[str, Cell], results: Results) -> list[str]
             lines.append(f"| {name} | {why} |" + " |" * (len(heads) - 2))
             continue
         first_of = next(iter(WORKLOADS[workload].only), OURS)
-        ours = {0: OUR_EXPORT, 1: first_of}.get(WORKLOADS[workload].nodes, OURS_ON_NODES)
+        ours = {EXPORT: OUR_EXPORT, FILES: OUR_FILES}.get(workload) or (
+            first_of if WORKLOADS[workload].nodes == 1 else OURS_ON_NODES
+        )
         ratio = _ratio(results, workload, first[1], name, ours)
         shown = [
             name,

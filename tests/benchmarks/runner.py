@@ -102,7 +102,7 @@ class Server:
         for place in places:
             self._start_node(place)
         for process, place in zip(self._processes, places, strict=True):
-            self._wait_until_listening(process, place.port)
+            wait_until_listening(process, place.port, self.last_words)
         second = contestant.nodes > 1
         return Target(
             port=places[0].port,
@@ -144,16 +144,6 @@ class Server:
 
     def _log(self, node: int) -> Path:
         return self.folder / f"log-{node}"
-
-    def _wait_until_listening(self, process: subprocess.Popen[bytes], port: int) -> None:
-        give_up_at = time.monotonic() + START_SECONDS
-        while time.monotonic() < give_up_at:
-            if process.poll() is not None:
-                raise Unavailable(f"did not start (exit code {process.returncode}): {self.last_words()}")
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                return
-            time.sleep(0.02)
-        raise Unavailable(f"does not listen after {START_SECONDS:.0f} s: {self.last_words()}")
 
     def alive(self) -> bool:
         """Whether all its processes run."""
@@ -207,6 +197,18 @@ class Server:
         if self._database is not None:
             self._database.remove()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def wait_until_listening(process: subprocess.Popen[bytes], port: int, last_words: Callable[[], str]) -> None:
+    """Return when the port takes connections; raises `Unavailable` with the process's last words."""
+    give_up_at = time.monotonic() + START_SECONDS
+    while time.monotonic() < give_up_at:
+        if process.poll() is not None:
+            raise Unavailable(f"did not start (exit code {process.returncode}): {last_words()}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.02)
+    raise Unavailable(f"does not listen after {START_SECONDS:.0f} s: {last_words()}")
 
 
 def _last_line(text: str) -> str:

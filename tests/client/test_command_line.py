@@ -1,17 +1,22 @@
 """The client's command line, as two people use it: separate processes across a real relay."""
 
 import asyncio
+import contextlib
+import fcntl
 import hashlib
+import json
 import os
+import pty
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
-from relay.client.files import TransferRefused, safe_name
-from tests.client.ends import SECONDS, Tap
+from relay.client.files import TransferRefused, receive_files, safe_name
+from tests.client.ends import SECONDS, Tap, alice, bob
 from tests.relays import ROOT, Relay
 from tests.tokens import token
 
@@ -110,6 +115,117 @@ async def test_a_transfer_goes_on_where_a_dropped_session_left_it(
     assert len(tap.seen) < 24_000_000, "what was there already did not go over again"
 
 
+class Terminal:
+    """A terminal that a command has as its own, so that it can ask there while its streams are pipes."""
+
+    def __init__(self) -> None:
+        self._person, self.command = pty.openpty()
+        os.set_blocking(self._person, False)
+        self.shown = b""
+
+    def take(self) -> None:
+        """In the command's process, before it begins a session of its own: make this its terminal."""
+        fcntl.ioctl(self.command, termios.TIOCSCTTY, 0)
+
+    async def answer(self, question: bytes, answer: bytes) -> None:
+        """Wait until the question is shown, and type the answer."""
+        readable = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self._person, readable.set)
+        while question not in self.shown:
+            await readable.wait()
+            readable.clear()
+            self.shown += os.read(self._person, 65536)
+        asyncio.get_running_loop().remove_reader(self._person)
+        os.write(self._person, answer)
+
+    def close(self) -> None:
+        """Once the command has ended: all that it has shown is in `shown`."""
+        os.close(self.command)
+        with contextlib.suppress(OSError):  # as Linux has it, when nobody has the other end any more
+            while data := os.read(self._person, 65536):
+                self.shown += data
+        os.close(self._person)
+
+
+async def test_the_words_are_compared_once_for_a_key_however_often_the_session_drops(
+    daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    terminal = Terminal()
+    async with Tap(daphne.port) as tap:
+        alice = Person(tmp_path / "alice", tap.url, session_id=session_id)
+        bob = Person(tmp_path / "bob", daphne.url, session_id=session_id)
+        (alice.home / "large").write_bytes(os.urandom(10_000_000))
+        tap.cut_after = 4_000_000
+        receiving = bob.start("receive")
+        sending = alice.start(
+            "--verify", "send", "large",
+            start_new_session=True, preexec_fn=terminal.take, pass_fds=[terminal.command],
+        )  # fmt: skip
+        async with asyncio.timeout(60):
+            await terminal.answer(b"[y/N]", b"y\n")
+            sent, received = await asyncio.gather(
+                asyncio.to_thread(finish, sending), asyncio.to_thread(finish, receiving)
+            )
+    terminal.close()
+    assert (sent.returncode, received.returncode) == (0, 0), sent.stderr + received.stderr
+    assert b"going on from there" in received.stderr
+    assert terminal.shown.count(b"[y/N]") == 1
+    asked, now = re.findall(rb"\w{5}(?:-\w{5}){7}", terminal.shown)
+    assert asked != now, "the new words are shown to whoever has to compare them over there"
+
+
+async def test_words_that_a_person_finds_different_refuse_the_peer(
+    people: tuple[Person, Person], session_id: str
+) -> None:
+    alice, bob = people
+    terminal = Terminal()
+    receiving = bob.start("receive")
+    sending = alice.start(
+        "--verify", "send", "/dev/null",
+        start_new_session=True, preexec_fn=terminal.take, pass_fds=[terminal.command],
+    )  # fmt: skip
+    async with asyncio.timeout(60):
+        await terminal.answer(b"[y/N]", b"\n")
+        sent, received = await asyncio.gather(
+            asyncio.to_thread(finish, sending), asyncio.to_thread(finish, receiving)
+        )
+    terminal.close()
+    assert (sent.returncode, received.returncode) == (6, 6)
+
+
+def test_a_receiver_takes_no_more_than_it_said(people: tuple[Person, Person]) -> None:
+    alice, bob = people
+    for name, size in (("one", 6), ("two", 5)):
+        (alice.home / name).write_bytes(bytes(size))
+    receiving = bob.start("receive", "--max-bytes", "10")
+    sent = alice.run("send", "one", "two")
+    received = finish(receiving)
+    assert (sent.returncode, received.returncode) == (1, 1)
+    for said in (sent.stderr, received.stderr):
+        assert b"no more than 10 bytes are taken" in said
+    assert [path.name for path in bob.home.iterdir() if path.is_file()] == ["one"]
+    receiving = bob.start("receive", "--max-bytes", "11")
+    assert alice.run("send", "one", "two").returncode == 0
+    assert finish(receiving).stdout == b"one\ntwo\n"
+
+
+async def test_what_the_disk_has_no_room_for_is_refused_before_it_is_sent(
+    daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    async def offer() -> bytes:
+        async with alice(daphne.url, session_id) as peer:
+            offered = {"name": "huge", "size": 2**60, "sha256": "0" * 64}
+            await peer.send(b"J" + json.dumps(offered).encode())
+            return await anext(aiter(peer))
+
+    offering = asyncio.create_task(offer())
+    async with asyncio.timeout(SECONDS), bob(daphne.url, session_id) as peer:
+        with pytest.raises(TransferRefused, match="the disk has room for"):
+            await receive_files(peer, tmp_path, lambda *_: None)
+    assert b"refused" in await offering
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
 async def test_a_piece_that_was_altered_on_disk_does_not_become_a_file(people: tuple[Person, Person]) -> None:
     alice, bob = people
     (alice.home / "notes").write_bytes(b"what it says")
@@ -194,6 +310,16 @@ def test_a_relay_that_is_not_there_and_a_missing_token_have_exit_codes_of_their_
     assert b"RELAY_TOKEN" in missing.stderr
 
 
+@pytest.mark.parametrize("option", ["--key-file", "--token-file", "--vouching-file"])
+def test_a_file_that_is_not_what_it_has_to_be_is_said_in_one_line(tmp_path: Path, option: str) -> None:
+    person = Person(tmp_path / "early", "ws://127.0.0.1:1")
+    (person.home / "file").write_bytes(b"\xff")
+    said = person.run("--retry", "0", option, "file", "pipe", "demo")
+    assert said.returncode == 1
+    assert said.stderr.startswith(b"lem-relay: ")
+    assert said.stderr.count(b"\n") == 1
+
+
 def test_a_probe_tells_how_well_the_relay_works_or_what_refused_it(
     daphne: Relay, people: tuple[Person, Person]
 ) -> None:
@@ -201,6 +327,11 @@ def test_a_probe_tells_how_well_the_relay_works_or_what_refused_it(
     probed = alice.run("probe", "--megabytes", "2", daphne.url)
     assert probed.returncode == 0, probed.stderr
     assert re.fullmatch(rb"round trip [\d.]+ ms\nthroughput [\d.]+ MB/s, [\w ]+\n", probed.stdout)
+    alice.environ["RELAY_TOKEN"] = token(session_id="a-role", role="client")
+    one_role = alice.run("probe", daphne.url)
+    assert one_role.returncode == 2
+    assert b"use a token without a role" in one_role.stderr
+    alice.environ["RELAY_TOKEN"] = token(session_id="a-session")
     refused = alice.run("probe", "--session", "another", daphne.url)
     assert refused.returncode == 4
     assert b"another session" in refused.stderr

@@ -19,8 +19,8 @@ from relay.client.peers import (
     KnownPeers,
     PeerRefused,
     SignedClaim,
+    claims_of,
     own_key,
-    session_of,
     vouching,
 )
 from relay.client.wire import fingerprint
@@ -45,7 +45,7 @@ def rule(algorithm: str) -> SignedClaim:
 
 
 def signed(algorithm: str, **claims: object) -> str:
-    claims = {"session_id": "demo", "noise_key": fingerprint(KEY), **claims}
+    claims = {"token_type": "vouching", "session_id": "demo", "noise_key": fingerprint(KEY), **claims}
     return token(private_pem(algorithm), algorithm, **claims)
 
 
@@ -68,6 +68,8 @@ def test_a_signed_claim_lets_nothing_else_in(algorithm: str) -> None:
         signed(algorithm, session_id="other"),
         signed(algorithm, session_id=None),
         signed(algorithm, noise_key=None),
+        signed(algorithm, token_type=None),  # as that of a token which opens the session
+        signed(algorithm, token_type="access"),
         signed(algorithm, exp=None),
         signed(algorithm, exp=1),
         signed(algorithm)[:-6] + "AAAAAA",
@@ -80,7 +82,7 @@ def test_a_signed_claim_lets_nothing_else_in(algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", SIGNERS)
 def test_a_shared_secret_can_not_forge_a_claim(algorithm: str) -> None:
-    claims = {"session_id": "demo", "noise_key": fingerprint(KEY)}
+    claims = {"token_type": "vouching", "session_id": "demo", "noise_key": fingerprint(KEY)}
     forged = token(**claims)
     with pytest.raises(PeerRefused):
         rule(algorithm).check(KEY, "demo", forged.encode())
@@ -159,17 +161,26 @@ def test_what_is_no_key_is_an_error_and_stays(tmp_path: Path) -> None:
 
 def test_only_a_token_that_vouches_for_our_key_is_shown_to_the_peer() -> None:
     good = signed("ES256")
-    assert vouching(good, KEY) == good.encode()
-    assert vouching(good, OTHER) == b""
-    assert vouching(token(noise_key=fingerprint(KEY)), KEY) == b""
-    assert vouching(signed("ES256", noise_key=None), KEY) == b""
-    assert vouching("no token", KEY) == b""
+    assert vouching(good, KEY, "demo") == good.encode()
+    assert vouching("", KEY, "demo") == b""
+    for bad in (
+        signed("ES256", noise_key=fingerprint(OTHER)),
+        signed("ES256", noise_key=None),
+        signed("ES256", session_id="other"),
+        signed("ES256", session_id=None),
+        signed("ES256", token_type=None),
+        signed("ES256", token_type="access"),
+        token(token_type="vouching", session_id="demo", noise_key=fingerprint(KEY)),
+        "no token",
+    ):
+        with pytest.raises(ValueError, match="vouching token"):
+            vouching(bad, KEY, "demo")
 
 
-def test_a_token_says_which_session_it_opens() -> None:
-    assert session_of(token(session_id="demo")) == "demo"
-    assert session_of(token()) is None
-    assert session_of("no token") is None
+def test_a_token_says_what_it_is_for() -> None:
+    assert claims_of(token(session_id="demo"))["session_id"] == "demo"
+    assert "session_id" not in claims_of(token())
+    assert claims_of("no token") == {}
 
 
 def test_a_fingerprint_is_what_openssl_and_base64_give() -> None:

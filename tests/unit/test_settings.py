@@ -73,6 +73,11 @@ def test_an_unknown_relay_variable_is_an_error_that_suggests_the_right_one(tmp_p
         read({"RELAY_STAL_SECONDS": "3"}, tmp_path)
 
 
+def test_the_client_s_variables_do_not_stop_the_server_s_commands(tmp_path):
+    """The README sets `RELAY_TOKEN` in a terminal, where the next token may be issued later."""
+    read({"RELAY_URL": "ws://relay", "RELAY_TOKEN": "one", "RELAY_VOUCHING_TOKEN": "another"}, tmp_path)
+
+
 def test_an_empty_variable_counts_as_not_set(tmp_path):
     env, settings = read({"PORT": "", "REDIS_URL": "", "SESSION_TIMEOUT": ""}, tmp_path)
     assert (env.port, env.redis_url, settings.session_timeout) == (8001, "", 300)
