@@ -84,6 +84,11 @@ def _ask(words: str) -> bool:
         return terminal.readline().strip().lower() in ("y", "yes")
 
 
+def _say(text: str) -> None:
+    """What the person at the other end says, above the bar where there is one."""
+    tqdm.write(f"peer: {printable(text, 10_000)}", file=sys.stderr)
+
+
 HOME: Final = Path("~/.config/lem-relay").expanduser()
 
 
@@ -221,7 +226,7 @@ def send(context: click.Context, session: str | None, files: tuple[Path, ...]) -
     async def work() -> None:
         async with side.connection(session_id) as peer:
             with Bar() as bar:
-                await send_files(peer, list(files), bar.show)
+                await send_files(peer, list(files), bar.show, _say)
 
     _run(lambda: _again(work, side.retry))
 
@@ -239,7 +244,7 @@ def receive(context: click.Context, session: str | None, into: Path) -> None:
     async def work() -> None:
         async with side.connection(session_id) as peer:
             with Bar() as bar:
-                taken = await receive_files(peer, into, bar.show)
+                taken = await receive_files(peer, into, bar.show, _say)
         for path in taken:
             click.echo(path)
 
