@@ -8,7 +8,7 @@ For each file, in turn:
     sender    D ...              the rest, in pieces of any size
     receiver  J {"done": true}   after the whole has this SHA-256; or J {"refused": "why"}
 
-Then the sender ends. Either side may send files while the other does: an offer has a `name`, an answer doesn't.
+Then the sender ends. Both sides may send files at once: an offer has a `name`, an answer has none.
 
 Beside that, at any time and without disturbing a transfer:
 
@@ -60,7 +60,7 @@ async def send_files(
 
     Raises `TransferRefused`, `TransferBroken`, `OSError`, and what the connection raises.
     """
-    answers = _Answers(_of_transfers(peer, said))
+    answers = _Answers(peer, _of_transfers(peer, said))
     try:
         await _send(peer, paths, progress, answers)
     finally:
@@ -203,15 +203,21 @@ async def _of_transfers(peer: RelayConnection, said: Said | None) -> AsyncIterat
 class _Answers:
     """The receiver's answers, read while files are sent, as it may talk and probe meanwhile."""
 
-    def __init__(self, messages: AsyncIterator[bytes]) -> None:
-        self._queue: asyncio.Queue[bytes] = asyncio.Queue(1)  # when nobody takes them, nothing is read
+    def __init__(self, peer: RelayConnection, messages: AsyncIterator[bytes]) -> None:
+        self._peer = peer
+        # As short as can be: when nobody takes them, nothing more is read.
+        self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(1)
         self._reading = asyncio.create_task(self._read(messages))
 
     async def _read(self, messages: AsyncIterator[bytes]) -> None:
         async for message in messages:
-            await self._queue.put(message)
+            answer = _json(message)
+            if "name" in answer:
+                await _tell(self._peer, refused="nothing is taken while files are sent")
+            else:
+                await self._queue.put(answer)
 
-    async def next(self) -> bytes:
+    async def next(self) -> dict[str, Any]:
         """The next one, empty when the receiver has ended; raises what the connection raises."""
         getting = asyncio.create_task(self._queue.get())
         await asyncio.wait({getting, self._reading}, return_when=asyncio.FIRST_COMPLETED)
@@ -219,7 +225,7 @@ class _Answers:
             return getting.result()
         getting.cancel()
         self._reading.result()
-        return b""
+        return {}
 
     async def stop(self) -> None:
         """Leave the peer's further messages to others."""
@@ -230,7 +236,7 @@ class _Answers:
 
 
 async def _answer(answers: _Answers, name: str, wanted: str) -> Any:
-    answer = _json(await answers.next())
+    answer = await answers.next()
     if "refused" in answer:
         raise TransferRefused(f"the receiver refuses: {printable(answer['refused'])}")
     if wanted not in answer:

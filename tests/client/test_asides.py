@@ -63,17 +63,21 @@ async def test_who_sends_hears_the_receiver_and_answers_its_probes(
     sending = asyncio.create_task(send())
     got = bytearray()
     async with asyncio.timeout(SECONDS), bob(daphne.url, session_id) as peer:
-        answered = 0
+        answered = refused = 0
         async for message in peer:
             match message[:1]:
                 case b"J":
-                    await peer.send(b"T" + b"before")
+                    if b"refused" in message:
+                        refused += 1
+                        continue
+                    await peer.send(b"Tbefore")
                     await peer.send(b'J{"have": 0}')
                     await peer.send(b"Pprobe")
+                    await peer.send(b'J{"name": "b", "size": 0, "sha256": "%s"}' % (b"0" * 64))
                 case b"D":
                     got += message[1:]
                     if len(got) == len(content):
-                        await peer.send(b"T" + b"after")
+                        await peer.send(b"Tafter")
                         await peer.send(b'J{"done": true}')
                 case b"Q":
                     assert message == b"Qprobe"
@@ -81,6 +85,7 @@ async def test_who_sends_hears_the_receiver_and_answers_its_probes(
     await sending
     assert got == content
     assert answered < len(content)
+    assert refused == 1
     assert heard == ["before", "after"]
 
 
