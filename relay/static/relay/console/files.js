@@ -5,7 +5,7 @@ export const PIECE = 1024 * 1024 - 1;
  * Bytes of the largest file, sent or taken. WebCrypto digests a file in one go only, so all of it has to be in
  * memory once: browsers give a page a few times this.
  */
-export const MAX_FILE = 1024 ** 3;
+export const MAX_FILE = 1e9;
 /** Bytes of received files that the page holds until they are removed from it. */
 export const MAX_HELD = 2 * MAX_FILE;
 /** Bytes of a name: what the Python client takes. */
@@ -39,7 +39,7 @@ export function safeName(name) {
 export function readable(bytes) {
   if (bytes < 1000) return `${Math.round(bytes)} B`;
   const unit = Math.min(3, Math.floor(Math.log10(bytes) / 3));
-  return `${(bytes / 1000 ** unit).toFixed(1)} ${["", "kB", "MB", "GB"][unit]}`;
+  return `${(bytes / 1000 ** unit).toFixed(1).replace(/\.0$/, "")} ${["", "kB", "MB", "GB"][unit]}`;
 }
 
 async function hexDigest(blob) {
