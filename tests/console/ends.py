@@ -13,7 +13,7 @@ from tests.relays import Relay
 from tests.tokens import token
 
 SIZES = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 360, "height": 740}}
-WAIT_MS = 20_000
+WAIT_MS = 15_000
 """Deadline for what has to appear; never how long it takes."""
 
 T = TypeVar("T")
@@ -27,6 +27,8 @@ class Visit:
         self.page = page
         self.relay = relay
         self.troubles: list[str] = []
+        self.key = ""
+        """The fingerprint of this browser's key, once the console is open."""
         page.set_default_timeout(WAIT_MS)
         page.on("console", lambda said: self.troubles.append(f"{said.type}: {said.text}"))
         page.on("pageerror", lambda error: self.troubles.append(f"error: {error}"))
@@ -40,12 +42,8 @@ class Visit:
         """Open the console."""
         self.page.goto(f"{self.relay.http_url}/console/{fragment}")
         expect(self.page.locator("#page")).to_be_visible()
+        self.key = self.page.locator("#own-fingerprint").inner_text()
         return self
-
-    @property
-    def key(self) -> str:
-        """The fingerprint of this browser's key."""
-        return self.page.locator("#own-fingerprint").inner_text()
 
     @property
     def words(self) -> str:

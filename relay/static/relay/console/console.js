@@ -225,6 +225,7 @@ class Console {
     for (const id of ["text", "choose"]) $(id).disabled = false;
     $("text").focus({ preventScroll: true });
     this.#transfers.attach(connection);
+    this.#measured = { at: performance.now(), received: 0, sent: 0, connection };
     this.#showKnown();
   }
 
@@ -300,7 +301,7 @@ class Console {
   }
 
   #line(who, text) {
-    const line = element("li");
+    const line = element("p");
     line.className = who;
     const said = element("bdi", printable(text, 10_000));
     line.append(element("span", who === "own" ? "You" : "Peer"), said);
