@@ -37,6 +37,8 @@ def offer(name: str, content: bytes, **changed: Any) -> bytes:
 async def answer(peer: RelayConnection) -> dict[str, Any]:
     """The page's next answer on a file."""
     async for message in peer:
+        if message.startswith(b"P"):
+            await peer.send(b"Q" + message[1:])
         if message.startswith(b"J"):
             return dict(json.loads(message[1:]))
     raise AssertionError("the page left")
@@ -334,6 +336,8 @@ def test_the_keyboard_alone_is_enough(
 
     with visiting(chromium, daphne) as visit:
         page: Page = visit.go().page
+        # From now on, as Playwright does not wait until it has begun: no dialog of the desktop's opens.
+        page.on("filechooser", lambda chooser: None)
         talking = beside(talk)
         reach(page, page.locator("#token"))
         page.keyboard.insert_text(token(session_id=session_id))
