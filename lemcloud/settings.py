@@ -20,6 +20,8 @@ try:
     RELAY = from_environment(os.environ, known=environment.VARIABLES)
     if not RELAY.spool_dir:
         RELAY = RELAY.model_copy(update={"spool_dir": str(ENV.var_dir / "spool")})
+    if RELAY.console is None:
+        RELAY = RELAY.model_copy(update={"console": not (os.environ.get("DATABASE_URL") or ENV.redis_url)})
 except SettingError as error:
     # One line instead of a traceback: whoever starts the relay has to see what to change.
     sys.exit(f"lem-relay: {error}")
@@ -112,6 +114,16 @@ STATIC_URL = "static/"
 # Served by whitenoise straight from the installed packages, so that nothing has to be collected first.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = DEBUG
+
+
+def _headers_of_static_files(headers: dict[str, str], path: str, url: str) -> None:
+    if "/relay/console/" in url:
+        # Asked about again each time (304 where nothing changed): these modules import each other, and one of
+        # an earlier release must not meet one of this.
+        headers["Cache-Control"] = "no-cache"
+
+
+WHITENOISE_ADD_HEADERS_FUNCTION = _headers_of_static_files
 
 # Its colours, fonts and scripts all come from the installed packages.
 UNFOLD: dict[str, Any] = {

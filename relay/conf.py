@@ -237,6 +237,13 @@ class RelaySettings(BaseModel):
         "100000: about 25 MB, which the process holds in memory for as long as the download takes.",
     )
 
+    console: bool | None = Field(
+        None,
+        alias="RELAY_CONSOLE",
+        description="Whether there is a page at /console/. None: where neither DATABASE_URL nor REDIS_URL is "
+        "set, as somebody is trying the relay out; what serves others shows strangers only what it has to.",
+    )
+
     @field_validator("trusted_proxies")
     @classmethod
     def _are_networks(cls, given: str) -> str:

@@ -18,7 +18,7 @@ from relay.client.peers import KeyFileError, own_key
 from relay.client.pipes import pipe_through
 from relay.client.probe import measure
 from relay.client.streams import Streams
-from relay.client.terminal import Bar
+from relay.client.terminal import Bar, say
 from relay.client.wire import fingerprint
 
 
@@ -124,7 +124,7 @@ def send(context: click.Context, session: str | None, files: tuple[Path, ...]) -
     async def work() -> None:
         async with side.connection(session_id) as peer:
             with Bar() as bar:
-                await send_files(peer, list(files), bar.show)
+                await send_files(peer, list(files), bar.show, say)
 
     run(lambda: again(work, side.retry))
 
@@ -144,7 +144,7 @@ def receive(context: click.Context, session: str | None, into: Path, max_bytes: 
     async def work() -> None:
         async with side.connection(session_id) as peer:
             with Bar() as bar:
-                taken = await receive_files(peer, into, bar.show, max_bytes)
+                taken = await receive_files(peer, into, bar.show, say, max_bytes)
         for path in taken:
             click.echo(path)
 

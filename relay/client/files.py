@@ -8,7 +8,15 @@ For each file, in turn:
     sender    D ...              the rest, in pieces of any size
     receiver  J {"done": true}   after the whole has this SHA-256; or J {"refused": "why"}
 
-Then the sender ends. The receiver keeps an unfinished file as `.NAME.SHA256.part` beside the finished ones,
+Then the sender ends. Both sides may send files at once: an offer has a `name`, an answer has none.
+
+Beside that, at any time and without disturbing a transfer:
+
+    T and UTF-8 text             for the person at the other end
+    P and up to 16 bytes         a probe, which the other side answers, unless it has ended, with
+    Q and the same bytes         to be ignored by who didn't ask
+
+The receiver keeps an unfinished file as `.NAME.SHA256.part` beside the finished ones,
 and gives it its name only when all of it is there and right, never over a file that exists.
 """
 
@@ -29,6 +37,11 @@ PIECE: Final = 1024 * 1024 - 1
 MAX_NAME_BYTES: Final = 180
 """Of a name: most file systems allow 255, of which the unfinished file's suffix needs 71."""
 
+MAX_PROBE: Final = 16
+"""Bytes that a probe carries at most: room for a number or a nonce, not for data."""
+
+Said = Callable[[str], None]
+"""Called with what the person at the other end says: untrusted text."""
 Progress = Callable[[str, int, int], None]
 """Called with a file's name, how much of it is through, and its size, in bytes."""
 
@@ -41,12 +54,22 @@ class TransferBroken(Exception):
     """The peer does not keep to the file protocol."""
 
 
-async def send_files(peer: RelayConnection, paths: list[Path], progress: Progress) -> None:
+async def send_files(
+    peer: RelayConnection, paths: list[Path], progress: Progress, said: Said | None = None
+) -> None:
     """Send each of `paths`, which the receiver has on its disk when this returns.
 
     Raises `TransferRefused`, `TransferBroken`, `OSError`, and what the connection raises.
     """
-    answers = aiter(peer)
+    answers = _Answers(peer, _of_transfers(peer, said))
+    try:
+        await _send(peer, paths, progress, answers)
+    finally:
+        await answers.stop()
+    await peer.end()
+
+
+async def _send(peer: RelayConnection, paths: list[Path], progress: Progress, answers: "_Answers") -> None:
     for path in paths:
         with path.open("rb") as file:
             digest = (await asyncio.to_thread(hashlib.file_digest, file, "sha256")).hexdigest()
@@ -63,11 +86,14 @@ async def send_files(peer: RelayConnection, paths: list[Path], progress: Progres
                 at += len(piece)
                 progress(path.name, at, size)
             await _answer(answers, path.name, "done")
-    await peer.end()
 
 
 async def receive_files(
-    peer: RelayConnection, folder: Path, progress: Progress, max_bytes: int | None = None
+    peer: RelayConnection,
+    folder: Path,
+    progress: Progress,
+    said: Said | None = None,
+    max_bytes: int | None = None,
 ) -> list[Path]:
     """Take files into `folder` until the sender ends; gives where they are.
 
@@ -79,7 +105,7 @@ async def receive_files(
     """
     taken = []
     offered = 0
-    messages = aiter(peer)
+    messages = _of_transfers(peer, said)
     async for message in messages:
         offer = _json(message)
         try:
@@ -187,8 +213,58 @@ async def _tell(peer: RelayConnection, **values: Any) -> None:
     await peer.send(b"J" + json.dumps(values).encode())
 
 
-async def _answer(answers: AsyncIterator[bytes], name: str, wanted: str) -> Any:
-    answer = _json(await anext(answers, b""))
+async def _of_transfers(peer: RelayConnection, said: Said | None) -> AsyncIterator[bytes]:
+    """The peer's messages that belong to a transfer; what may come at any time is seen to here."""
+    async for message in peer:
+        match message[:1]:
+            case b"P" if len(message) <= 1 + MAX_PROBE:
+                await peer.send(b"Q" + message[1:])
+            case b"T":
+                if said is not None:
+                    said(message[1:].decode(errors="replace"))
+            case b"Q":
+                pass
+            case _:
+                yield message
+
+
+class _Answers:
+    """The receiver's answers, read while files are sent, as it may talk and probe meanwhile."""
+
+    def __init__(self, peer: RelayConnection, messages: AsyncIterator[bytes]) -> None:
+        self._peer = peer
+        # As short as can be: when nobody takes them, nothing more is read.
+        self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(1)
+        self._reading = asyncio.create_task(self._read(messages))
+
+    async def _read(self, messages: AsyncIterator[bytes]) -> None:
+        async for message in messages:
+            answer = _json(message)
+            if "name" in answer:
+                await _tell(self._peer, refused="nothing is taken while files are sent")
+            else:
+                await self._queue.put(answer)
+
+    async def next(self) -> dict[str, Any]:
+        """The next one, empty when the receiver has ended; raises what the connection raises."""
+        getting = asyncio.create_task(self._queue.get())
+        await asyncio.wait({getting, self._reading}, return_when=asyncio.FIRST_COMPLETED)
+        if getting.done():
+            return getting.result()
+        getting.cancel()
+        self._reading.result()
+        return {}
+
+    async def stop(self) -> None:
+        """Leave the peer's further messages to others."""
+        self._reading.cancel()
+        await asyncio.wait({self._reading})
+        if not self._reading.cancelled():
+            self._reading.exception()  # whoever sends or waits has met it
+
+
+async def _answer(answers: _Answers, name: str, wanted: str) -> Any:
+    answer = await answers.next()
     if "refused" in answer:
         raise TransferRefused(f"the receiver refuses: {printable(answer['refused'])}")
     if wanted not in answer:
@@ -212,6 +288,6 @@ def _number(value: object, most: int) -> int:
     return value
 
 
-def printable(text: object) -> str:
+def printable(text: object, length: int = 300) -> str:
     """What a peer says, made safe to show on a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))[:300]
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:length])

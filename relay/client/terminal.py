@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
+from relay.client.files import printable
+
 TERMINAL: Final = Path("/dev/tty")
 
 
@@ -31,6 +33,11 @@ class Words:
                 return False
         self._confirmed.add(peer)
         return True
+
+
+def say(text: str) -> None:
+    """What the person at the other end says, above the bar where there is one."""
+    tqdm.write(f"peer: {printable(text, 10_000)}", file=sys.stderr)
 
 
 class Bar:
