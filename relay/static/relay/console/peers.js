@@ -27,7 +27,7 @@ export class RuleError extends Error {}
 
 /** The peer has the key with this fingerprint, `SHA256:...`. */
 export class Fingerprint {
-  note = "it has the fingerprint that you gave";
+  note = "the one that you gave";
 
   constructor(expected) {
     this.expected = expected.trim().replace(/=+$/, "");
@@ -46,7 +46,7 @@ export class Fingerprint {
 
 /** The peer's token, signed by the holder of the private key to `pem` (SPKI), names its key. */
 export class SignedClaim {
-  note = "its token, signed by the key that you gave, vouches for it";
+  note = "the one that its token vouches for, signed by the key that you gave";
 
   constructor(pem) {
     const found = /^-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----$/.exec(pem.trim());
