@@ -15,6 +15,7 @@ from tests.client.ends import ALICE, OF_ALICE, OF_BOB, bob
 from tests.client.test_command_line import Person, finish
 from tests.console.ends import Visit, beside, entering, visiting
 from tests.relays import Relay
+from tests.unit.test_client_peers import rule, signed
 
 pytestmark = pytest.mark.system
 
@@ -193,6 +194,37 @@ def test_python_refuses_a_wrong_fingerprint_and_the_page_says_so(
         visit.shows("Closed", "The peer does not accept our key.")
         assert isinstance(outcome.result(), PeerRefused)
         expect(visit.page.locator("#talk")).to_be_hidden()
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["shown", "not shown"])
+def test_two_sides_that_accept_vouching_tokens_only_meet_where_both_show_theirs(
+    chromium: Browser, daphne: Relay, session_id: str, shown: bool
+) -> None:
+    def vouching(key: str) -> str:
+        return signed("ES256", session_id=session_id, noise_key=key)
+
+    signer = rule("ES256")
+    with visiting(chromium, daphne) as visit:
+        visit.go().fill(session_id)
+        outcome = entering(bob(daphne.url, session_id, rule=signer, vouching_token=vouching(OF_BOB)))
+        visit.page.get_by_label("Only a peer that shows a vouching token").check()
+        visit.page.locator("#signer").fill(signer.public_key_pem.decode())
+        join = visit.page.get_by_role("button", name="Join")
+        if not shown:
+            join.click()
+            visit.shows("Closed", "The peer does not accept our key.")
+            assert isinstance(outcome.result(), PeerRefused)
+            return
+        visit.page.get_by_text("Show the peer a vouching token").click()
+        token = visit.page.get_by_label("Vouching token", exact=True)
+        token.fill(vouching(OF_ALICE))
+        join.click()
+        expect(visit.page.locator("#problem")).to_contain_text("is not for this browser")
+        token.fill(vouching(visit.key))
+        join.click()
+        visit.shows("Both sides are done")
+        assert outcome.result() == []
+        expect(visit.page.locator("#peer-note")).to_contain_text("vouching token")
 
 
 def test_a_known_peer_with_another_key_is_refused_until_it_is_forgotten(

@@ -148,7 +148,8 @@ class Console {
       onsaid: (text) => this.#line("peer", text),
       onprobed: (body) => this.#probed(body),
     });
-    $("join").hidden = true;
+    for (const id of ["join", "steps"]) $(id).hidden = true;
+    $("lines").replaceChildren(); // what was said to another peer
     $("leave").hidden = false;
     $("leave").focus();
     try {
@@ -167,6 +168,7 @@ class Console {
       this.#leaving = null;
       $("question").hidden = true;
       $("leave").hidden = true;
+      $("leave").textContent = "Leave";
       for (const id of ["text", "choose"]) $(id).disabled = true;
       $("join").hidden = false;
       this.#showInvitation();
@@ -177,6 +179,7 @@ class Console {
 
   async #visit({ token, session, rule, vouchingToken }, met) {
     this.#show("connecting", "Connecting to the relay…", "");
+    $("peer").hidden = true; // the words are new each time
     const url = new URL(`../relay/${session}`, location.href);
     url.protocol = url.protocol.replace("http", "ws");
     url.hash = "";
@@ -208,9 +211,12 @@ class Console {
 
   #progress(state, session, connection) {
     if (state === "waiting") {
+      this.#showInvitation();
       this.#show("waiting", "Waiting for the peer…", `It has to join the session “${session}”, too.`);
     } else if (state === "meeting") {
       this.#show("waiting", "The peer is here", "Agreeing on keys.");
+      $("invite").hidden = true; // both places are taken
+      $("told").textContent = "";
     } else if (state === "comparing") {
       this.#show("waiting", "Compare the words", "Nothing passes before you say that they are the same.");
       this.#showPeer(connection, "");
@@ -246,6 +252,7 @@ class Console {
 
   async #leave() {
     this.#left = true;
+    for (const id of ["text", "choose"]) $(id).disabled = true;
     const connection = this.#connection;
     if (connection?.connected && !this.#transfers.busy) {
       setTimeout(() => connection.close(), LEAVE_MS);
@@ -340,6 +347,7 @@ class Console {
     row.bar.value = item.size ? item.at : Number(done);
     row.bar.hidden = ["done", "refused", "failed"].includes(item.state);
     row.state.textContent = describe(item);
+    $("leave").textContent = this.#transfers?.busy ? "Stop and leave" : "Leave";
     if (done && item.blob && !row.link) {
       row.link = element("a", "Save");
       row.link.href = URL.createObjectURL(item.blob);

@@ -30,7 +30,7 @@ export class RuleError extends Error {}
 
 /** The peer has the key with this fingerprint, `SHA256:...`. */
 export class Fingerprint {
-  note = "it has the fingerprint that you gave";
+  note = "the one that you gave";
 
   constructor(expected) {
     this.expected = expected.trim().replace(/=+$/, "");
@@ -49,7 +49,7 @@ export class Fingerprint {
 
 /** The peer's vouching token, signed by whoever has the private key to `pem` (SPKI), names its key. */
 export class SignedClaim {
-  note = "its vouching token, signed by the key that you gave, names it";
+  note = "the one that its vouching token names, signed by the key that you gave";
 
   constructor(pem) {
     const found = /^-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----$/.exec(pem.trim());
