@@ -67,7 +67,7 @@ async def send_files(peer: RelayConnection, paths: list[Path], progress: Progres
 
 
 async def receive_files(
-    peer: RelayConnection, folder: Path, progress: Progress, max_bytes: int | None = None
+    peer: RelayConnection, folder: Path, progress: Progress, *, max_bytes: int | None = None
 ) -> list[Path]:
     """Take files into `folder` until the sender ends; gives where they are.
 
