@@ -89,7 +89,7 @@ coverage: $(VENV)/.tests
 
 check: lint types imports migrations-check coverage test ## all that has to be green before a commit
 
-var/.packages:
+var/.packages: .ci/packages
 	@mkdir -p var
 	sh .ci/packages
 	@touch $@

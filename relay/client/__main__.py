@@ -144,7 +144,7 @@ def receive(context: click.Context, session: str | None, into: Path, max_bytes: 
     async def work() -> None:
         async with side.connection(session_id) as peer:
             with Bar() as bar:
-                taken = await receive_files(peer, into, bar.show, say, max_bytes)
+                taken = await receive_files(peer, into, bar.show, say, max_bytes=max_bytes)
         for path in taken:
             click.echo(path)
 

@@ -93,6 +93,7 @@ async def receive_files(
     folder: Path,
     progress: Progress,
     said: Said | None = None,
+    *,
     max_bytes: int | None = None,
 ) -> list[Path]:
     """Take files into `folder` until the sender ends; gives where they are.
@@ -142,22 +143,34 @@ async def _receive(
     # Whoever else may write here must not lead us elsewhere by a link.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(part, flags, 0o666), "r+b") as file:
-        at = file.seek(0, os.SEEK_END)
-        if at > size:
-            at = file.truncate(0)
-        file.seek(at)
+        if file.seek(0, os.SEEK_END) > size:
+            file.truncate(0)
+        file.seek(0)
+        check = await asyncio.to_thread(hashlib.file_digest, file, "sha256")
+        at = file.tell()
         progress(name, at, size)
         await _tell(peer, have=at)
-        while at < size:
-            piece = await anext(messages, b"")
-            if not piece.startswith(b"D") or not 1 < len(piece) <= 1 + size - at:
-                raise TransferBroken(f"the peer sent something else than the rest of {name}")
-            await asyncio.to_thread(file.write, memoryview(piece)[1:])
-            at += len(piece) - 1
-            progress(name, at, size)
+
+        def keep(piece: memoryview) -> None:
+            file.write(piece)
+            check.update(piece)
+
+        keeping = asyncio.ensure_future(asyncio.sleep(0))
+        try:
+            while at < size:
+                piece = await anext(messages, b"")
+                if not piece.startswith(b"D") or not 1 < len(piece) <= 1 + size - at:
+                    raise TransferBroken(f"the peer sent something else than the rest of {name}")
+                # One piece is written and hashed while the next one is received and decrypted.
+                await keeping
+                keeping = asyncio.ensure_future(asyncio.to_thread(keep, memoryview(piece)[1:]))
+                at += len(piece) - 1
+                progress(name, at, size)
+        finally:
+            await keeping  # nobody writes to a file that is closed
         file.flush()
         await asyncio.to_thread(os.fsync, file.fileno())
-    if await asyncio.to_thread(_digest, part) != digest:
+    if check.hexdigest() != digest:
         part.unlink()
         raise TransferRefused(f"{name} came over damaged (its SHA-256 is another); what came is deleted")
     try:

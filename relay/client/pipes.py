@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import threading
 from typing import Final
 
@@ -65,11 +66,24 @@ def _read(source: int, piece: asyncio.Future[bytes], loop: asyncio.AbstractEvent
 async def _receive(peer: RelayConnection, target: int) -> None:
     async for message in peer:
         await asyncio.to_thread(_write, target, message)
+    _shut_down(target)
     # Whoever reads the other end of a pipe sees the end now, while our own direction may go on. The number
     # stays in use, as the interpreter flushes its stdout at exit.
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, target)
     os.close(nothing)
+
+
+def _shut_down(target: int) -> None:
+    """End a socket's sending half: it may be stdin as well, which keeps it open when stdout is closed."""
+    copy = os.dup(target)
+    try:
+        connection = socket.socket(fileno=copy)
+    except OSError:  # a pipe, a file or a terminal
+        os.close(copy)
+        return
+    with connection, contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
 
 
 def _write(target: int, message: bytes) -> None:

@@ -131,7 +131,8 @@ class Channel:
         self._transport = transport
         self._max_message_bytes = max_message_bytes
         self._sent = self._received = 0
-        self._parts = bytearray()
+        self._parts: list[memoryview] = []
+        self._length = 0
         self.ready = False
         """Whether the peer's `ready` has come."""
         self.ended = False
@@ -139,13 +140,13 @@ class Channel:
         self.closed = False
         """Whether this side has sent `end`."""
 
-    def seal(self, kind: Record, body: bytes = b"") -> bytes:
+    def seal(self, kind: Record, body: bytes | memoryview = b"") -> bytes:
         """The WebSocket message that carries a record."""
         if self.closed:
             raise WireError("nothing can be sent after the end")
         if kind in (Record.MORE, Record.LAST) and not self.ready:
             raise WireError("nothing can be sent before the peer is ready")
-        message = self._transport.encrypt(bytes((kind,)) + body)
+        message = self._transport.encrypt(b"".join((bytes((kind,)), body)))
         self._sent += 1
         if self._sent % REKEY_MESSAGES == 0:
             self._transport.rekey_sending()
@@ -170,22 +171,25 @@ class Channel:
             self.ready = True
             self.ended = kind is Record.END
             return None
-        if len(self._parts) + len(plaintext) - 1 > self._max_message_bytes:
+        self._length += len(plaintext) - 1
+        if self._length > self._max_message_bytes:
             raise WireError(f"the peer sent a message of more than {self._max_message_bytes} bytes")
-        self._parts += memoryview(plaintext)[1:]
+        self._parts.append(memoryview(plaintext)[1:])
         if kind is Record.MORE:
             if len(plaintext) == 1:
                 raise WireError("the peer sent an empty part, which would go on for ever")
             return None
-        whole = bytes(self._parts)
+        whole = b"".join(self._parts)
         self._parts.clear()
+        self._length = 0
         return whole
 
 
-def parts(message: bytes) -> list[tuple[Record, bytes]]:
+def parts(message: bytes) -> list[tuple[Record, memoryview]]:
     """The records that carry an application's message."""
     cuts = range(0, max(len(message), 1), MAX_BODY)
+    view = memoryview(message)
     return [
-        (Record.MORE if at + MAX_BODY < len(message) else Record.LAST, message[at : at + MAX_BODY])
+        (Record.MORE if at + MAX_BODY < len(message) else Record.LAST, view[at : at + MAX_BODY])
         for at in cuts
     ]

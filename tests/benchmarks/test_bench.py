@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from . import exports, plan, report, stats, usage
+from . import exports, files, plan, report, stats, usage
 from .contestants import BY_NAME, ROOT, Contestant, Launch, Place
 from .measure import ProcessTree, cpu_seconds
 from .runner import Cell, LoadGenerator, Results, Run, Server, run
@@ -276,6 +276,30 @@ def test_the_goals_of_the_export_are_its_ratio_and_its_memory(seconds: float, pe
         }
     }
     assert [v.met for v in report.verdicts(results) if "export of sessions" in v.goal] == [met, met]
+
+
+def test_a_file_goes_over_encrypted_and_as_it_is() -> None:
+    cells = files.run(3, 1, lambda _: None)
+    for name in (files.NOISE, files.PLAIN):
+        assert cells[name].failures == []
+        (figures,) = cells[name].runs
+        assert figures is not None
+        assert min(figures.values()) > 0
+        assert figures["file_bytes"] == 3_000_000
+    text = report.markdown({plan.FILES: cells}, {"when": "", "size": "", "repetitions": 1, "machine": ""})
+    assert "at least 0.6 times the throughput" in text
+
+
+@pytest.mark.parametrize(("rate", "met"), [(60.0, True), (59.0, False)])
+def test_the_goal_of_a_file_is_its_throughput_beside_that_without_encryption(rate: float, met: bool) -> None:
+    results = {
+        plan.FILES: {
+            name: Cell(runs=[{"mb_per_s": figure}])
+            for name, figure in ((files.NOISE, rate), (files.PLAIN, 100.0), (files.WORMHOLE, 50.0))
+        }
+    }
+    ours, beside = [v for v in report.verdicts(results) if v.goal.startswith("a file, encrypted")]
+    assert (ours.met, beside.met) == (met, None)
 
 
 @pytest.mark.parametrize(("name", "rows"), [("ledger-sqlite", 1), ("ledger-off", 0)])

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 import termios
@@ -251,6 +252,30 @@ def test_a_pipe_carries_both_directions_to_their_ends(people: tuple[Person, Pers
     assert piped.stdout == back
     assert (bob.home / "there").read_bytes() == there
     assert piped.stderr == finish(answering).stderr == b""
+
+
+def test_a_pipe_ends_each_direction_of_a_socket_by_itself(
+    people: tuple[Person, Person], session_id: str
+) -> None:
+    """As socat and inetd give one, for both stdin and stdout."""
+    alice, bob = people
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            answering = bob.start("pipe", session_id, stdin=theirs, stdout=theirs)
+        asking = alice.start("pipe", session_id)
+        assert asking.stdin
+        asking.stdin.write(b"question")
+        asking.stdin.close()
+        ours.settimeout(SECONDS)
+        with ours.makefile("rb") as question:
+            assert question.read() == b"question"
+        ours.sendall(b"answer")
+        ours.shutdown(socket.SHUT_WR)
+        assert asking.stdout
+        assert asking.stdout.read() == b"answer"
+    asking.stdin = None  # which is closed, and not to be flushed
+    assert (finish(asking).returncode, finish(answering).returncode) == (0, 0)
 
 
 def test_a_peer_is_cut_off_and_the_pipe_says_so(people: tuple[Person, Person], session_id: str) -> None:

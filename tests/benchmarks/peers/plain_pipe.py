@@ -15,7 +15,8 @@ MESSAGE = 65_535
 
 
 async def send(socket: ClientConnection, path: Path) -> None:
-    """All of the file, and nothing after it until the receiver closes."""
+    """All of the file once the receiver is there, as the client does it too; the receiver closes."""
+    await socket.recv()
     with path.open("rb") as file:
         await socket.send(str(path.stat().st_size))  # noqa: ASYNC240
         while message := file.read(MESSAGE):
@@ -25,6 +26,7 @@ async def send(socket: ClientConnection, path: Path) -> None:
 
 async def receive(socket: ClientConnection, path: Path) -> None:
     """As many bytes as the sender says."""
+    await socket.send("here")
     left = int(await socket.recv())
     with path.open("wb") as file:
         while left:
