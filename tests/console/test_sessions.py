@@ -3,18 +3,27 @@ both sides, and whoever doesn't belong is refused before anything passes."""
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from playwright.sync_api import Browser, expect
 
 from relay.client.connection import Closed, RelayConnection
-from relay.client.peers import Fingerprint, KnownPeers, PeerRefused
+from relay.client.peers import Fingerprint, KnownPeers, PeerRefused, SignedClaim
 from relay.client.wire import REFUSED
 from tests.client.ends import ALICE, OF_ALICE, OF_BOB, bob
 from tests.client.test_command_line import Person, finish
 from tests.console.ends import Visit, beside, entering, visiting
-from tests.relays import Relay
+from tests.relays import ROOT, Relay, running
+from tests.tokens import token
 
 pytestmark = pytest.mark.system
 
@@ -138,6 +147,46 @@ def test_two_browsers_meet_by_an_invitation_compare_words_and_send_files_both_wa
         two.leave()
         for visit in (one, two):
             visit.shows("Both sides are done")
+
+
+def test_the_readme_s_token_joins(chromium: Browser, daphne: Relay) -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## In the browser")[2]
+    (command,) = re.findall(
+        r"^    \.venv/bin/python manage\.py (issue_token .*)$", section.partition("##")[0], re.M
+    )
+    issued = daphne.manage(*command.split()).stdout.strip()
+    with visiting(chromium, daphne) as visit:
+        visit.go().page.locator("#token").fill(issued)
+        visit.page.get_by_role("button", name="Join").click()
+        visit.shows("Waiting for the peer…", "“hello”")
+        visit.leave()
+        visit.shows("You left")
+
+
+def test_tokens_that_vouch_for_keys_are_shown_and_believed_by_both(
+    chromium: Browser, session_id: str, tmp_path: Path
+) -> None:
+    """Across a relay that has the public key only, so that it could vouch for nobody."""
+    signer = ec.generate_private_key(ec.SECP256R1())
+    private = signer.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    public = signer.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "public.pem").write_bytes(public)
+    environ = {"RELAY_JWT_ALGORITHM": "ES256", "RELAY_JWT_PUBLIC_KEY_FILE": str(tmp_path / "public.pem")}
+
+    def signed(sub: str, key: str) -> str:
+        return token(private, "ES256", sub=sub, session_id=session_id, noise_key=key)
+
+    with running("daphne spliced", tmp_path, environ) as relay, visiting(chromium, relay) as visit:
+        visit.go().page.get_by_label("Only a peer whose token vouches for its key").check()
+        visit.page.locator("#signer").fill(public.decode())
+        visit.page.locator("#token").fill(signed("page", visit.key))
+        for vouched, title in ((OF_BOB, "Both sides are done"), (OF_ALICE, "The peer was refused")):
+            side = bob(relay.url, session_id, rule=SignedClaim(public), token=signed("bob", vouched))
+            outcome = entering(side)
+            visit.page.get_by_role("button", name="Join").click()
+            visit.shows(title)
+            assert outcome.result() == [] if vouched == OF_BOB else refuses_us(outcome.result())
+        expect(visit.page.locator("#detail")).to_contain_text("no token that vouches for its key")
 
 
 def refuses_us(outcome: BaseException | list[bytes]) -> bool:

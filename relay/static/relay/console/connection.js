@@ -181,26 +181,14 @@ export class Connection {
 
   /** Hello, handshake, and the checks of the peer, up to both sides being ready. */
   async #meet() {
-    const { session, key, rule, token, verify, onstate } = this.#options;
+    const { session, rule, verify, onstate } = this.#options;
     const ours = hello();
     this.#send(ours);
     onstate("waiting");
     const theirs = await this.#receive(); // comes with the peer, for which the relay has a time-out
     const { initiator, prologue } = agree(session, ours, theirs);
     onstate("meeting");
-    const slow = setTimeout(
-      () => this.#fail(new WireError("the peer did not answer in time")),
-      HANDSHAKE_SECONDS * 1000,
-    );
-    const handshake = await Handshake.begin({ initiator, prologue, staticKey: key });
-    const shown = vouching(token, await fingerprint(key.publicKey));
-    let vouched = new Uint8Array(0);
-    for (let first = true; !handshake.complete; first = false) {
-      if (handshake.writes) this.#send(await handshake.write(first ? new Uint8Array(0) : shown));
-      else vouched = await handshake.read(await this.#receive());
-    }
-    const transport = await handshake.split();
-    clearTimeout(slow);
+    const { transport, vouched } = await this.#shakeHands(initiator, prologue);
     this.peerFingerprint = await fingerprint(transport.remoteStatic);
     this.words = await words(transport.handshakeHash);
     await rule.check(transport.remoteStatic, session, vouched);
@@ -215,6 +203,24 @@ export class Connection {
     onstate("accepted");
     await this.#channel.open(await this.#receive()); // nothing but `ready` can be first
     onstate("connected");
+  }
+
+  async #shakeHands(initiator, prologue) {
+    const { key, token } = this.#options;
+    const late = () => this.#fail(new WireError("the peer did not answer in time"));
+    const timer = setTimeout(late, HANDSHAKE_SECONDS * 1000);
+    try {
+      const handshake = await Handshake.begin({ initiator, prologue, staticKey: key });
+      const shown = vouching(token, await fingerprint(key.publicKey));
+      let vouched = new Uint8Array(0);
+      for (let first = true; !handshake.complete; first = false) {
+        if (handshake.writes) this.#send(await handshake.write(first ? new Uint8Array(0) : shown));
+        else vouched = await handshake.read(await this.#receive());
+      }
+      return { transport: await handshake.split(), vouched };
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   /** Seal the records now, which numbers them, and send them in that order, as there is room. */
@@ -312,9 +318,10 @@ export async function stay(visit, { seconds = 60, ontrying = () => {}, signal })
 function sleep(milliseconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, milliseconds);
-    signal.addEventListener("abort", () => {
+    const stop = () => {
       clearTimeout(timer);
       reject(new Closed(1000));
-    });
+    };
+    signal.addEventListener("abort", stop, { once: true });
   });
 }

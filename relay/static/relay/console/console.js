@@ -27,7 +27,7 @@ async function lacking() {
   } catch {
     return (
       "It has no X25519 in WebCrypto, on which the encryption rests. Chromium has it from version 133 on, " +
-      "Firefox from 130, Safari from 17. The command line works anywhere: python -m relay.client."
+      "Firefox from 132, and so has a current Safari. The command line works anywhere: python -m relay.client."
     );
   }
   return "";
@@ -155,7 +155,8 @@ class Console {
         ontrying: (error) => this.#show("trying", "Trying again", `${capital(error.message)}.`),
         signal: this.#leaving.signal,
       });
-      this.#show("done", "Both sides are done", "Everything that was said and sent has arrived.");
+      if (this.#transfers.complete) this.#show("done", "Both sides are done", "All that was sent has arrived.");
+      else this.#show("failed", "The peer has finished", "Not every file went over: see below which.");
     } catch (error) {
       this.#transfers.detach(error);
       if (this.#left) this.#show("done", "You left", "");
@@ -167,7 +168,7 @@ class Console {
       $("question").hidden = true;
       $("leave").hidden = true;
       $("leave").textContent = "Leave";
-      for (const id of ["text", "choose"]) $(id).disabled = true;
+      for (const id of ["text", "send", "choose"]) $(id).disabled = true;
       $("join").hidden = false;
       this.#showInvitation();
       this.#showKnown();
@@ -228,7 +229,7 @@ class Console {
     this.#show("connected", "Connected", "Encrypted from here to the peer: the relay can’t read it.");
     this.#showPeer(connection, rule.note);
     for (const id of ["talk", "files", "live"]) $(id).hidden = false;
-    for (const id of ["text", "choose"]) $(id).disabled = false;
+    for (const id of ["text", "send", "choose"]) $(id).disabled = false;
     $("text").focus({ preventScroll: true });
     this.#transfers.attach(connection);
     this.#measured = { at: performance.now(), received: 0, sent: 0, connection };
@@ -250,7 +251,7 @@ class Console {
 
   async #leave() {
     this.#left = true;
-    for (const id of ["text", "choose"]) $(id).disabled = true;
+    for (const id of ["text", "send", "choose"]) $(id).disabled = true;
     const connection = this.#connection;
     if (connection?.connected && !this.#transfers.busy) {
       setTimeout(() => connection.close(), LEAVE_MS);
@@ -395,7 +396,8 @@ class Console {
   }
 
   #sendProbe() {
-    if (!this.#connection?.connected || this.#probe) return;
+    // A forgotten tab is silent, so that the relay's idle time-out ends its session.
+    if (document.hidden || !this.#connection?.connected || this.#probe) return;
     const body = crypto.getRandomValues(new Uint8Array(8));
     this.#probe = { body: String(body), at: performance.now() };
     this.#transfers.probe(body).catch(ignored);

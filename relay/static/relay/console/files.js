@@ -8,6 +8,10 @@ export const PIECE = 1024 * 1024 - 1;
 export const MAX_FILE = 1e9;
 /** Bytes of received files that the page holds until they are removed from it. */
 export const MAX_HELD = 2 * MAX_FILE;
+/** Files on the page, so that a peer can't fill it with empty ones. */
+const MAX_FILES = 1000;
+/** Offers that were refused, after which a peer that goes on is left. */
+const MAX_REFUSED = 100;
 /** Bytes of a name: what the Python client takes. */
 const MAX_NAME = 180;
 const MAX_PROBE = 16;
@@ -72,6 +76,11 @@ export class Transfers {
   /** Whether a file is under way or still to go. */
   get busy() {
     return this.#incoming !== null || this.outgoing.some(unfinished);
+  }
+
+  /** Whether no file was broken off. */
+  get complete() {
+    return [...this.outgoing, ...this.received].every((item) => item.state !== "failed");
   }
 
   /** Send a `File` as soon as those before it are through; a file that can't be is told at once. */
@@ -280,7 +289,8 @@ export class Transfers {
       throw new TransferRefused(`a browser takes files up to ${readable(MAX_FILE)}, and this one is larger`);
     }
     const others = this.received.filter((item) => item.state !== "refused" && !same(item, name, size, digest));
-    if (others.reduce((sum, item) => sum + item.size, size) > MAX_HELD) {
+    const bytes = others.reduce((sum, item) => sum + item.size, size);
+    if (bytes > MAX_HELD || others.length >= MAX_FILES) {
       throw new TransferRefused("the browser holds as many received files as it takes: save and remove some first");
     }
   }
@@ -288,6 +298,9 @@ export class Transfers {
   async #refuse(item, why) {
     this.#change(item, "refused", why);
     if (!this.received.includes(item)) this.received.push(item);
+    if (this.received.filter(({ state }) => state === "refused").length > MAX_REFUSED) {
+      throw new TransferBroken("the peer goes on offering what can't be taken");
+    }
     await this.#tell({ refused: why });
   }
 
