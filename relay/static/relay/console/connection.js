@@ -150,6 +150,13 @@ export class Connection {
     this.#socket?.close(code);
   }
 
+  /** Leave because of `error`, with which everything that is asked of the connection fails from now on. */
+  fail(error) {
+    this.#failed ??= error;
+    this.#socket.close(); // does nothing where it is closed
+    this.#wake();
+  }
+
   async #connect() {
     const { url, token } = this.#options;
     const socket = new WebSocket(url, [PROTOCOL, `bearer.${token}`]);
@@ -162,17 +169,17 @@ export class Connection {
         this.#wake();
       };
       socket.onclose = (event) => {
-        this.#fail(new Closed(opened ? event.code : 0));
+        this.fail(new Closed(opened ? event.code : 0));
         reject(this.#failed);
       };
     });
     this.#gone.catch(() => {}); // whoever waits has it from `#failed`
     socket.onmessage = ({ data }) => {
-      if (typeof data === "string") return this.#fail(new WireError("the peer sent a text message"));
+      if (typeof data === "string") return this.fail(new WireError("the peer sent a text message"));
       this.receivedBytes += data.byteLength;
       this.#incomingBytes += data.byteLength;
       this.#incoming.push(new Uint8Array(data));
-      if (this.#incomingBytes > WAITING) this.#fail(new WireError("the peer sends faster than this browser takes"));
+      if (this.#incomingBytes > WAITING) this.fail(new WireError("the peer sends faster than this browser takes"));
       this.#wake();
     };
     while (socket.readyState === WebSocket.CONNECTING) await this.#awake();
@@ -207,7 +214,7 @@ export class Connection {
 
   async #shakeHands(initiator, prologue) {
     const { key, token } = this.#options;
-    const late = () => this.#fail(new WireError("the peer did not answer in time"));
+    const late = () => this.fail(new WireError("the peer did not answer in time"));
     const timer = setTimeout(late, HANDSHAKE_SECONDS * 1000);
     try {
       const handshake = await Handshake.begin({ initiator, prologue, staticKey: key });
@@ -273,12 +280,6 @@ export class Connection {
     return new Promise((resolve) => {
       this.#wake = resolve;
     });
-  }
-
-  #fail(error) {
-    this.#failed ??= error;
-    this.#socket.close(); // does nothing where it is closed
-    this.#wake();
   }
 }
 

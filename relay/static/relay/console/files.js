@@ -78,11 +78,6 @@ export class Transfers {
     return this.#incoming !== null || this.outgoing.some(unfinished);
   }
 
-  /** Whether no file was broken off. */
-  get complete() {
-    return [...this.outgoing, ...this.received].every((item) => item.state !== "failed");
-  }
-
   /** Send a `File` as soon as those before it are through; a file that can't be is told at once. */
   add(file) {
     const item = { file, name: file.name, size: file.size, at: 0, state: "queued", why: "", digest: null };
@@ -122,9 +117,14 @@ export class Transfers {
     for (const item of this.received.filter(unfinished)) this.#change(item, "failed", error.message);
   }
 
-  /** The peer said that nothing follows: what it would have to answer or to send can't come any more. */
+  /**
+   * The peer said that nothing follows: what it would have to answer or to send can't come any more. Gives
+   * whether that was nothing.
+   */
   finish() {
+    const whole = ![...this.outgoing, ...this.received].some(unfinished);
     this.detach(new Error("the peer has finished"));
+    return whole;
   }
 
   /** A message of the peer's (Uint8Array). Fails with `TransferBroken` and what the connection fails with. */
@@ -207,7 +207,7 @@ export class Transfers {
       if (error instanceof DOMException) return this.#unreadable(peer, item);
       if (peer === this.#peer && error instanceof TransferBroken) {
         this.#change(item, "failed", error.message);
-        return peer.close();
+        return peer.fail(error);
       }
       if (peer === this.#peer) this.#peer = null; // the connection failed; whoever reads from it says how
       if (unfinished(item)) this.#change(item, "queued"); // it goes on over the next connection
@@ -217,7 +217,8 @@ export class Transfers {
   #unreadable(peer, item) {
     const offered = item.state !== "reading";
     this.#change(item, "failed", "it can't be read any more: did it change since it was chosen?");
-    if (offered) peer.close(); // the peer waits for the rest, and there is no way to call it off
+    // The peer waits for the rest, and there is no way to call it off.
+    if (offered) peer.fail(new TransferBroken(`${item.name} can't be read any more`));
   }
 
   async #sendRest(peer, item) {
