@@ -1,7 +1,7 @@
 """Times a file between a page of the console and Python, beside what bare WebSockets carry between the two.
 
-`python -m tests.console.measure [MEGABYTES]`: prints MB/s; of files from the offer to the SHA-256 being right at the
-other end; what the page sends includes computing it here first.
+`python -m tests.console.measure [MEGABYTES]`: prints MB/s; of files from the offer to the SHA-256 being right
+at the other end. What the page sends includes computing it here first.
 """
 
 import os

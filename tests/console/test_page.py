@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from relay.client.connection import RelayConnection
+from relay.client.connection import Closed, RelayConnection
 from relay.client.peers import Fingerprint
 from tests.admin.test_browser import check_accessibility, reach
 from tests.client.ends import OF_BOB, Tap, bob
@@ -158,6 +158,51 @@ def test_a_receiver_that_refuses_is_quoted_and_the_next_file_goes(
         visit.has("two", "SHA-256 is right")
         visit.leave()
         assert [made["name"] for made in receiving.result()] == ["one", "two"]
+
+
+def test_a_file_that_changes_while_it_is_sent_is_not_sent_as_another(
+    chromium: Browser, daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "notes"
+    path.write_bytes(b"as it was")
+
+    async def receive() -> list[bytes]:
+        async with meet(visit, session_id) as peer:
+            await answer(peer)
+            path.write_bytes(b"as it is now")
+            await peer.send(b'J{"have": 0}')
+            return [message async for message in peer]
+
+    with visiting(chromium, daphne) as visit:
+        visit.go()
+        receiving = beside(receive)
+        visit.join(session_id, key=OF_BOB)
+        visit.shows("Connected")
+        visit.page.locator("#chosen").set_input_files(path)
+        visit.shows("Closed", "Notes can't be read any more.")
+        visit.has("notes", "did it change since it was chosen?")
+        assert isinstance(receiving.exception(), Closed)
+
+
+def test_who_stops_in_the_middle_of_a_file_has_left_and_the_peer_knows(
+    chromium: Browser, daphne: Relay, session_id: str
+) -> None:
+    async def send() -> None:
+        async with meet(visit, session_id) as peer:
+            await peer.send(offer("large", bytes(1000)))
+            await answer(peer)
+            await peer.send(b"D" + bytes(500))
+            async for _ in peer:
+                pass
+
+    with visiting(chromium, daphne) as visit:
+        visit.go()
+        sending = beside(send)
+        visit.join(session_id, key=OF_BOB)
+        visit.has("large", "received 500 B of 1 kB")
+        visit.page.get_by_role("button", name="Stop and leave").click()
+        visit.shows("You left")
+        assert isinstance(sending.exception(), Closed)
 
 
 def test_the_page_goes_on_where_a_dropped_session_left_a_file(
@@ -309,7 +354,8 @@ def test_it_looks_right_and_can_be_used_by_all(
         expect(visit.page.locator("#plot-text")).to_contain_text(" MB/s in")
         look("connected")
         visit.say("bye")
-        expect(visit.page.locator("#state")).to_have_text("Both sides are done")
+        visit.shows("The peer has finished", "Not every file went over")
+        visit.has("under way.iso", "not received: the peer has finished")
         talking.result()
         visit.join(session_id, key=OF_BOB, exp=1)
         visit.shows("Closed")

@@ -8,7 +8,7 @@ import pytest
 from django.test import Client
 
 from relay import conf
-from tests.relays import ROOT, Relay, running
+from tests.relays import ROOT, Relay
 
 MODULES = sorted((ROOT / "relay" / "static" / "relay" / "console").iterdir())
 
@@ -53,21 +53,28 @@ def test_its_policy_lets_nothing_in_line_run_and_talks_to_this_relay_only(consol
 
 
 @pytest.mark.parametrize(
-    ("environ", "status"),
+    ("environ", "on"),
     [
-        ({}, 200),
-        ({"RELAY_CONSOLE": "0"}, 404),
-        ({"DATABASE_URL": "sqlite:///{folder}/db.sqlite3"}, 404),
-        ({"DATABASE_URL": "sqlite:///{folder}/db.sqlite3", "RELAY_CONSOLE": "1"}, 200),
+        ({}, True),
+        ({"RELAY_CONSOLE": "0"}, False),
+        ({"DATABASE_URL": "postgres://u:p@localhost/n"}, False),
+        ({"REDIS_URL": "redis://localhost"}, False),
+        ({"REDIS_URL": "redis://localhost", "RELAY_CONSOLE": "1"}, True),
     ],
-    ids=["embedded", "turned off", "with a database of its own", "turned on"],
+    ids=["embedded", "turned off", "with PostgreSQL", "with Redis", "turned on"],
 )
 def test_it_is_on_where_somebody_tries_the_relay_out(
-    tmp_path: Path, environ: dict[str, str], status: int
+    tmp_path: Path, environ: dict[str, str], on: bool
 ) -> None:
-    environ = {name: value.format(folder=tmp_path) for name, value in environ.items()}
-    with running("daphne spliced", tmp_path, environ) as relay:
-        assert httpx.get(f"{relay.http_url}/console/").status_code == status
+    relay = Relay("daphne", tmp_path, environ)
+    said = relay.manage("shell", "-v0", "-c", "from relay import conf; print(conf.current().console)")
+    assert said.stdout == f"{on}\n"
+
+
+def test_it_is_there_in_the_relay_as_it_ships(daphne: Relay) -> None:
+    answer = httpx.get(f"{daphne.http_url}/console/")
+    assert answer.status_code == 200
+    assert "Set-Cookie" not in answer.headers
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)

@@ -3,6 +3,7 @@ both sides, and whoever doesn't belong is refused before anything passes."""
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from relay.client.wire import REFUSED
 from tests.client.ends import ALICE, OF_ALICE, OF_BOB, bob
 from tests.client.test_command_line import Person, finish
 from tests.console.ends import Visit, beside, entering, visiting
-from tests.relays import Relay
+from tests.relays import ROOT, Relay
 from tests.unit.test_client_peers import rule, signed
 
 pytestmark = pytest.mark.system
@@ -139,6 +140,20 @@ def test_two_browsers_meet_by_an_invitation_compare_words_and_send_files_both_wa
         two.leave()
         for visit in (one, two):
             visit.shows("Both sides are done")
+
+
+def test_the_readme_s_token_joins(chromium: Browser, daphne: Relay) -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## In the browser")[2]
+    (command,) = re.findall(
+        r"^    \.venv/bin/python manage\.py (issue_token .*)$", section.partition("##")[0], re.M
+    )
+    issued = daphne.manage(*command.split()).stdout.strip()
+    with visiting(chromium, daphne) as visit:
+        visit.go().page.locator("#token").fill(issued)
+        visit.page.get_by_role("button", name="Join").click()
+        visit.shows("Waiting for the peer…", "“hello”")
+        visit.leave()
+        visit.shows("You left")
 
 
 def refuses_us(outcome: BaseException | list[bytes]) -> bool:

@@ -151,6 +151,13 @@ export class Connection {
     this.#socket?.close(code);
   }
 
+  /** Leave because of `error`, with which everything that is asked of the connection fails from now on. */
+  fail(error) {
+    this.#failed ??= error;
+    this.#socket.close(); // does nothing where it is closed
+    this.#wake();
+  }
+
   async #connect() {
     const { url, token } = this.#options;
     const socket = new WebSocket(url, [PROTOCOL, `bearer.${token}`]);
@@ -163,17 +170,17 @@ export class Connection {
         this.#wake();
       };
       socket.onclose = (event) => {
-        this.#fail(new Closed(opened ? event.code : 0));
+        this.fail(new Closed(opened ? event.code : 0));
         reject(this.#failed);
       };
     });
     this.#gone.catch(() => {}); // whoever waits has it from `#failed`
     socket.onmessage = ({ data }) => {
-      if (typeof data === "string") return this.#fail(new WireError("the peer sent a text message"));
+      if (typeof data === "string") return this.fail(new WireError("the peer sent a text message"));
       this.receivedBytes += data.byteLength;
       this.#incomingBytes += data.byteLength;
       this.#incoming.push(new Uint8Array(data));
-      if (this.#incomingBytes > WAITING) this.#fail(new WireError("the peer sends faster than this browser takes"));
+      if (this.#incomingBytes > WAITING) this.fail(new WireError("the peer sends faster than this browser takes"));
       this.#wake();
     };
     while (socket.readyState === WebSocket.CONNECTING) await this.#awake();
@@ -182,26 +189,14 @@ export class Connection {
 
   /** Hello, handshake, and the checks of the peer, up to both sides being ready. */
   async #meet() {
-    const { session, key, rule, vouchingToken, verify, onstate } = this.#options;
-    const shown = vouching(vouchingToken, await fingerprint(key.publicKey), session);
+    const { session, rule, verify, onstate } = this.#options;
     const ours = hello();
     this.#send(ours);
     onstate("waiting");
     const theirs = await this.#receive(); // comes with the peer, for which the relay has a time-out
     const { initiator, prologue } = agree(session, ours, theirs);
     onstate("meeting");
-    const slow = setTimeout(
-      () => this.#fail(new WireError("the peer did not answer in time")),
-      HANDSHAKE_SECONDS * 1000,
-    );
-    const handshake = await Handshake.begin({ initiator, prologue, staticKey: key });
-    let vouched = new Uint8Array(0);
-    for (let first = true; !handshake.complete; first = false) {
-      if (handshake.writes) this.#send(await handshake.write(first ? new Uint8Array(0) : shown));
-      else vouched = await handshake.read(await this.#receive());
-    }
-    const transport = await handshake.split();
-    clearTimeout(slow);
+    const { transport, vouched } = await this.#shakeHands(initiator, prologue);
     this.peerFingerprint = await fingerprint(transport.remoteStatic);
     this.words = await words(transport.handshakeHash);
     await rule.check(transport.remoteStatic, session, vouched);
@@ -216,6 +211,24 @@ export class Connection {
     onstate("accepted");
     await this.#channel.open(await this.#receive()); // nothing but `ready` can be first
     onstate("connected");
+  }
+
+  async #shakeHands(initiator, prologue) {
+    const { session, key, vouchingToken } = this.#options;
+    const late = () => this.fail(new WireError("the peer did not answer in time"));
+    const timer = setTimeout(late, HANDSHAKE_SECONDS * 1000);
+    try {
+      const handshake = await Handshake.begin({ initiator, prologue, staticKey: key });
+      const shown = vouching(vouchingToken, await fingerprint(key.publicKey), session);
+      let vouched = new Uint8Array(0);
+      for (let first = true; !handshake.complete; first = false) {
+        if (handshake.writes) this.#send(await handshake.write(first ? new Uint8Array(0) : shown));
+        else vouched = await handshake.read(await this.#receive());
+      }
+      return { transport: await handshake.split(), vouched };
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   /** Seal the records now, which numbers them, and send them in that order, as there is room. */
@@ -269,12 +282,6 @@ export class Connection {
       this.#wake = resolve;
     });
   }
-
-  #fail(error) {
-    this.#failed ??= error;
-    this.#socket.close(); // does nothing where it is closed
-    this.#wake();
-  }
 }
 
 /**
@@ -313,9 +320,10 @@ export async function stay(visit, { seconds = 60, ontrying = () => {}, signal })
 function sleep(milliseconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, milliseconds);
-    signal.addEventListener("abort", () => {
+    const stop = () => {
       clearTimeout(timer);
       reject(new Closed(1000));
-    });
+    };
+    signal.addEventListener("abort", stop, { once: true });
   });
 }

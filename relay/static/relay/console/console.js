@@ -4,6 +4,7 @@ import { Closed, Connection, stay } from "./connection.js";
 import { MAX_FILE, printable, readable, Transfers } from "./files.js";
 import { claimsOf, Fingerprint, forget, KnownPeers, knownPeers, ownKey, PeerRefused, RuleError, SignedClaim, vouching } from "./peers.js";
 import { EVERY_MS, Plot } from "./plot.js";
+import { element, FileRows } from "./rows.js";
 import { fingerprint } from "./wire.js";
 
 const PROBE_MS = 1000;
@@ -27,7 +28,7 @@ async function lacking() {
   } catch {
     return (
       "It has no X25519 in WebCrypto, on which the encryption rests. Chromium has it from version 133 on, " +
-      "Firefox from 130, Safari from 17. The command line works anywhere: python -m relay.client."
+      "Firefox from 132, and so has a current Safari. The command line works anywhere: python -m relay.client."
     );
   }
   return "";
@@ -41,7 +42,10 @@ class Console {
   #connection = null;
   #leaving = null; // an AbortController while there is a session
   #left = false;
-  #rows = new Map();
+  #rows = new FileRows($("transfers"), (item) => {
+    this.#transfers.remove(item);
+    $("choose").focus();
+  });
   #probe = null;
   #trip = null;
 
@@ -153,11 +157,12 @@ class Console {
     $("leave").hidden = false;
     $("leave").focus();
     try {
-      await stay((met) => this.#visit(joining, met), {
+      const whole = await stay((met) => this.#visit(joining, met), {
         ontrying: (error) => this.#show("trying", "Trying again", `${capital(error.message)}.`),
         signal: this.#leaving.signal,
       });
-      this.#show("done", "Both sides are done", "Everything that was said and sent has arrived.");
+      if (whole) this.#show("done", "Both sides are done", "All that was sent has arrived.");
+      else this.#show("failed", "The peer has finished", "Not every file went over: see below which.");
     } catch (error) {
       this.#transfers.detach(error);
       if (this.#left) this.#show("done", "You left", "");
@@ -169,7 +174,7 @@ class Console {
       $("question").hidden = true;
       $("leave").hidden = true;
       $("leave").textContent = "Leave";
-      for (const id of ["text", "choose"]) $(id).disabled = true;
+      for (const id of ["text", "send", "choose"]) $(id).disabled = true;
       $("join").hidden = false;
       this.#showInvitation();
       this.#showKnown();
@@ -197,12 +202,13 @@ class Console {
       met();
       this.#connected(connection, rule);
       for await (const message of connection.messages()) await this.#transfers.take(message);
-      this.#transfers.finish();
+      const whole = this.#transfers.finish();
       await connection.end();
       connection.close(1000);
+      return whole;
     } catch (error) {
       connection.close(1000);
-      throw error;
+      throw this.#left ? new Closed(1000) : error; // who left does not come back, whatever became of it
     } finally {
       this.#leaving.signal.removeEventListener("abort", leave);
       this.#transfers.detach();
@@ -230,7 +236,7 @@ class Console {
     this.#show("connected", "Connected", "Encrypted from here to the peer: the relay can’t read it.");
     this.#showPeer(connection, rule.note);
     for (const id of ["talk", "files", "live"]) $(id).hidden = false;
-    for (const id of ["text", "choose"]) $(id).disabled = false;
+    for (const id of ["text", "send", "choose"]) $(id).disabled = false;
     $("text").focus({ preventScroll: true });
     this.#transfers.attach(connection);
     this.#measured = { at: performance.now(), received: 0, sent: 0, connection };
@@ -252,7 +258,7 @@ class Console {
 
   async #leave() {
     this.#left = true;
-    for (const id of ["text", "choose"]) $(id).disabled = true;
+    for (const id of ["text", "send", "choose"]) $(id).disabled = true;
     const connection = this.#connection;
     if (connection?.connected && !this.#transfers.busy) {
       setTimeout(() => connection.close(), LEAVE_MS);
@@ -341,43 +347,8 @@ class Console {
   }
 
   #showFile(item) {
-    const row = this.#rows.get(item) ?? this.#newRow(item);
-    const done = item.state === "done";
-    row.root.dataset.state = item.state;
-    row.bar.value = item.size ? item.at : Number(done);
-    row.bar.hidden = ["done", "refused", "failed"].includes(item.state);
-    row.state.textContent = describe(item);
+    this.#rows.show(item);
     $("leave").textContent = this.#transfers?.busy ? "Stop and leave" : "Leave";
-    if (done && item.blob && !row.link) {
-      row.link = element("a", "Save");
-      row.link.href = URL.createObjectURL(item.blob);
-      row.link.download = item.name;
-      row.link.setAttribute("aria-label", `Save ${item.name}`);
-      const remove = element("button", "Remove");
-      remove.type = "button";
-      remove.setAttribute("aria-label", `Remove ${item.name}`);
-      remove.addEventListener("click", () => {
-        URL.revokeObjectURL(row.link.href);
-        this.#transfers.remove(item);
-        row.root.remove();
-        $("choose").focus();
-      });
-      row.buttons.append(row.link, remove);
-    }
-  }
-
-  #newRow(item) {
-    const row = { root: element("li"), bar: element("progress"), state: element("p"), buttons: element("div"), link: null };
-    row.bar.max = item.size || 1;
-    row.bar.setAttribute("aria-label", item.name);
-    row.state.className = "soft";
-    row.buttons.className = "buttons";
-    const name = element("bdi", item.name);
-    name.className = "name";
-    row.root.append(name, row.buttons, row.bar, row.state);
-    $("transfers").prepend(row.root);
-    this.#rows.set(item, row);
-    return row;
   }
 
   // Measuring.
@@ -397,7 +368,8 @@ class Console {
   }
 
   #sendProbe() {
-    if (!this.#connection?.connected || this.#probe) return;
+    // A forgotten tab is silent, so that the relay's idle time-out ends its session.
+    if (document.hidden || !this.#connection?.connected || this.#probe) return;
     const body = crypto.getRandomValues(new Uint8Array(8));
     this.#probe = { body: String(body), at: performance.now() };
     this.#transfers.probe(body).catch(ignored);
@@ -426,35 +398,6 @@ class Console {
       ? "Whoever opens this link takes the other place of the session, and accepts only this browser there."
       : "";
   }
-}
-
-const DESCRIPTIONS = {
-  queued: "waits its turn",
-  reading: "computing its SHA-256…",
-  offered: "waiting for the peer…",
-  checking: "checking its SHA-256…",
-};
-
-function describe(item) {
-  const way = item.file ? "sent" : "received";
-  switch (item.state) {
-    case "sending":
-    case "receiving":
-      return `${way} ${readable(item.at)} of ${readable(item.size)}`;
-    case "done":
-      return `${way}, ${readable(item.size)}, SHA-256 is right`;
-    case "refused":
-    case "failed":
-      return `not ${way}: ${item.why}`;
-    default:
-      return `${readable(item.size)}, ${DESCRIPTIONS[item.state]}`;
-  }
-}
-
-function element(name, text = "") {
-  const made = document.createElement(name);
-  made.textContent = text;
-  return made;
 }
 
 async function copy(button, text) {

@@ -8,6 +8,10 @@ export const PIECE = 1024 * 1024 - 1;
 export const MAX_FILE = 1e9;
 /** Bytes of received files that the page holds until they are removed from it. */
 export const MAX_HELD = 2 * MAX_FILE;
+/** Files on the page, so that a peer can't fill it with empty ones. */
+const MAX_FILES = 1000;
+/** Offers that were refused, after which a peer that goes on is left. */
+const MAX_REFUSED = 100;
 /** Bytes of a name: what the Python client takes. */
 const MAX_NAME = 180;
 const MAX_PROBE = 16;
@@ -113,9 +117,14 @@ export class Transfers {
     for (const item of this.received.filter(unfinished)) this.#change(item, "failed", error.message);
   }
 
-  /** The peer said that nothing follows: what it would have to answer or to send can't come any more. */
+  /**
+   * The peer said that nothing follows: what it would have to answer or to send can't come any more. Gives
+   * whether that was nothing.
+   */
   finish() {
+    const whole = ![...this.outgoing, ...this.received].some(unfinished);
     this.detach(new Error("the peer has finished"));
+    return whole;
   }
 
   /** A message of the peer's (Uint8Array). Fails with `TransferBroken` and what the connection fails with. */
@@ -198,7 +207,7 @@ export class Transfers {
       if (error instanceof DOMException) return this.#unreadable(peer, item);
       if (peer === this.#peer && error instanceof TransferBroken) {
         this.#change(item, "failed", error.message);
-        return peer.close();
+        return peer.fail(error);
       }
       if (peer === this.#peer) this.#peer = null; // the connection failed; whoever reads from it says how
       if (unfinished(item)) this.#change(item, "queued"); // it goes on over the next connection
@@ -208,7 +217,8 @@ export class Transfers {
   #unreadable(peer, item) {
     const offered = item.state !== "reading";
     this.#change(item, "failed", "it can't be read any more: did it change since it was chosen?");
-    if (offered) peer.close(); // the peer waits for the rest, and there is no way to call it off
+    // The peer waits for the rest, and there is no way to call it off.
+    if (offered) peer.fail(new TransferBroken(`${item.name} can't be read any more`));
   }
 
   async #sendRest(peer, item) {
@@ -280,7 +290,8 @@ export class Transfers {
       throw new TransferRefused(`a browser takes files up to ${readable(MAX_FILE)}, and this one is larger`);
     }
     const others = this.received.filter((item) => item.state !== "refused" && !same(item, name, size, digest));
-    if (others.reduce((sum, item) => sum + item.size, size) > MAX_HELD) {
+    const bytes = others.reduce((sum, item) => sum + item.size, size);
+    if (bytes > MAX_HELD || others.length >= MAX_FILES) {
       throw new TransferRefused("the browser holds as many received files as it takes: save and remove some first");
     }
   }
@@ -288,6 +299,9 @@ export class Transfers {
   async #refuse(item, why) {
     this.#change(item, "refused", why);
     if (!this.received.includes(item)) this.received.push(item);
+    if (this.received.filter(({ state }) => state === "refused").length > MAX_REFUSED) {
+      throw new TransferBroken("the peer goes on offering what can't be taken");
+    }
     await this.#tell({ refused: why });
   }
 

@@ -54,7 +54,11 @@ export class SignedClaim {
   constructor(pem) {
     const found = /^-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----$/.exec(pem.trim());
     if (!found) throw new RuleError("A public key is a text that begins with -----BEGIN PUBLIC KEY-----.");
-    this.spki = bytesOf(found[1].replace(/\s/g, ""));
+    try {
+      this.spki = bytesOf(found[1].replace(/\s/g, ""));
+    } catch {
+      throw new RuleError("The text between the first and the last line of the public key is not base64.");
+    }
   }
 
   async check(key, sessionId, vouching) {
@@ -105,7 +109,8 @@ export class KnownPeers {
   note = "";
 
   constructor(name) {
-    if (!/^\S{1,200}$/u.test(name)) throw new RuleError("A peer's name has no blanks.");
+    if (!/^\S{1,200}$/u.test(name)) throw new RuleError("A peer’s name has no blanks.");
+    if (!storage()) throw new RuleError("This browser keeps nothing for this page: give the peer’s key instead.");
     this.name = name;
   }
 
@@ -133,10 +138,19 @@ export class KnownPeers {
 
 /** Names and fingerprints of the peers that are remembered. */
 export function knownPeers() {
-  return Object.entries(localStorage)
+  return Object.entries(storage() ?? {})
     .filter(([name]) => name.startsWith(KNOWN))
     .map(([name, value]) => [name.slice(KNOWN.length), value])
     .sort();
+}
+
+/** The browser's storage for this page; null where it gives none, as some do in private windows. */
+function storage() {
+  try {
+    return localStorage;
+  } catch {
+    return null;
+  }
 }
 
 /** Accept any key under this name the next time. */
