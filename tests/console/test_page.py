@@ -223,7 +223,8 @@ def test_the_page_goes_on_where_a_dropped_session_left_a_file(
     with visiting(chromium, daphne) as visit:
         visit.go()
         sending = beside(send_through_a_tap)
-        visit.join(session_id)
+        visit.join(session_id, verify=True)
+        visit.page.get_by_role("button", name="They are the same").click()  # once, for both connections
         visit.has("large", "SHA-256 is right")
         visit.shows("Both sides are done")
         sending.result()

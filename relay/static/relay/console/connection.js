@@ -65,8 +65,8 @@ export class Closed extends Error {
  *
  * url: of the WebSocket. session, token: which, and the JWT that opens it. key: this side's static key pair.
  * rule: whom to accept. vouchingToken: shown to the peer as proof of our key; never the one that opens the
- * session. verify: called with the words for two people to compare, gives a promise of whether
- * they are equal. onstate: called with `waiting` (for the peer), `meeting`, `comparing`, `accepted` (by us, not
+ * session. verify: called with the words for two people to compare and the peer's fingerprint, gives a promise
+ * of whether they are equal. onstate: called with `waiting` (for the peer), `meeting`, `comparing`, `accepted` (by us, not
  * yet by the peer) and `connected`.
  */
 export class Connection {
@@ -201,8 +201,7 @@ export class Connection {
     this.words = await words(transport.handshakeHash);
     await rule.check(transport.remoteStatic, session, vouched);
     if (verify) {
-      onstate("comparing");
-      const equal = await Promise.race([verify(this.words), this.#gone]);
+      const equal = await Promise.race([verify(this.words, this.peerFingerprint), this.#gone]);
       if (!equal) throw new PeerRefused("the words on the two sides are not the same");
     }
     await rule.accepted(transport.remoteStatic, session);

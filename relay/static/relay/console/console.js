@@ -42,6 +42,7 @@ class Console {
   #connection = null;
   #leaving = null; // an AbortController while there is a session
   #left = false;
+  #confirmed = new Set();
   #rows = new FileRows($("transfers"), (item) => {
     this.#transfers.remove(item);
     $("choose").focus();
@@ -147,6 +148,7 @@ class Console {
   async #run(joining) {
     this.#leaving = new AbortController();
     this.#left = false;
+    this.#confirmed.clear();
     this.#transfers ??= new Transfers({
       onchange: (item) => this.#showFile(item),
       onsaid: (text) => this.#line("peer", text),
@@ -188,7 +190,7 @@ class Console {
     const url = new URL(`../relay/${session}`, location.href);
     url.protocol = url.protocol.replace("http", "ws");
     url.hash = "";
-    const verify = $("verify").checked ? () => this.#ask() : null;
+    const verify = $("verify").checked ? (_, peer) => this.#ask(connection, peer) : null;
     const connection = new Connection({
       url, session, token, key: this.#key, rule, vouchingToken, verify,
       onstate: (state) => this.#progress(state, session, connection),
@@ -223,9 +225,6 @@ class Console {
       this.#show("waiting", "The peer is here", "Agreeing on keys.");
       $("invite").hidden = true; // both places are taken
       $("told").textContent = "";
-    } else if (state === "comparing") {
-      this.#show("waiting", "Compare the words", "Nothing passes before you say that they are the same.");
-      this.#showPeer(connection, "");
     } else if (state === "accepted") {
       this.#show("waiting", "Waiting until the peer accepts you…", "It may be comparing the words.");
       this.#showPeer(connection, "");
@@ -243,12 +242,17 @@ class Console {
     this.#showKnown();
   }
 
-  #ask() {
+  /** Have the words compared: once for each key in a session, however often it connects. */
+  #ask(connection, peer) {
+    if (this.#confirmed.has(peer)) return Promise.resolve(true);
+    this.#show("waiting", "Compare the words", "Nothing passes before you say that they are the same.");
+    this.#showPeer(connection, "");
     $("question").hidden = false;
     $("equal").focus();
     return new Promise((resolve) => {
       const answer = (equal) => () => {
         $("question").hidden = true;
+        if (equal) this.#confirmed.add(peer);
         resolve(equal);
       };
       $("equal").onclick = answer(true);
