@@ -35,9 +35,9 @@ class Spliceable(Protocol):
     def splice(self, peer: "Spliceable", meter: Meter) -> bool:
         """From now on carry the frames that come in here straight to `peer`, counting into `meter`.
 
-        False, and nothing is changed, where splicing is off, while a message is half received, the
-        application has not taken all that was queued, or one of the two is closing: the caller goes on the
-        ordinary way and may try again.
+        False where splicing is off, while a message is half received, the application has not taken all that
+        was queued, or one of the two is closing: the caller goes on the ordinary way, and tries again after
+        each message, as the socket may wait for that after the one that it's receiving.
         Once spliced, `receive()` gives nothing more but the disconnect.
         """
 

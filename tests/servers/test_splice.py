@@ -90,6 +90,26 @@ def test_it_starts_with_what_was_half_received_and_loses_nothing(server):
             assert two.message() == b"\x01" * 300
 
 
+def test_it_starts_with_a_sender_that_never_pauses(server):
+    """The ordinary path ends with the message that it has begun, however many are there behind it."""
+    name = next(names)
+    frames = [frame(BINARY, bytes([n]) * 300) for n in range(200)]
+    before = len(server.lines("spliced"))
+    ordinary = len([line for line in server.lines("ordinary") if line["number"] == 0])
+    with server.connect(f"/splice?{name}") as one:
+        one.send(frames[0] + frames[1][:100])
+        with server.connect(f"/splice?{name}") as two:
+            assert two.message() == bytes(300)
+            one.send(frames[1][100:] + b"".join(frames[2:]) + frames[0][:50])
+            for n in range(1, 200):
+                assert two.message() == bytes([n]) * 300
+            server.wait_until(lambda: len(server.lines("spliced")) == before + 2, "splice")
+            one.send(frames[0][50:])
+            assert two.message() == bytes(300)
+    lines = [line for line in server.lines("ordinary") if line["number"] == 0]
+    assert len(lines) == ordinary + 2
+
+
 def test_a_peer_that_reads_nothing_stops_its_sender_and_memory_is_bounded(server, pair):
     one, two = pair
     before = resident_mib(server)

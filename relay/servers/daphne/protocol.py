@@ -31,6 +31,7 @@ class Hold(IntFlag):
     APPLICATION = 1  # the application is behind
     PEER = 2  # spliced: the peer's socket has no room
     UPGRADE = 4  # the client sends frames before it was accepted
+    SPLICE = 8  # the application takes what is queued, so that the socket can be spliced
 
 
 def is_valid_code(code: int) -> bool:

@@ -30,6 +30,7 @@ class WebSocket(Protocol):
     """One connection and its application. The request that is upgraded sets `scope` and `server`."""
 
     scope: dict[str, Any]
+    _splice_wanted = False
 
     # The upgrade
 
@@ -87,6 +88,8 @@ class WebSocket(Protocol):
         else:
             message = {"type": "websocket.receive", "text": payload.decode()}
         self.inbox.put(message, len(payload))
+        if self._splice_wanted:
+            self.hold(Hold.SPLICE)
 
     def on_end(self, code: int, reason: str, clean: bool) -> None:
         """Tell the application, after what it has not taken yet."""
@@ -201,18 +204,29 @@ class WebSocket(Protocol):
     # Spliceable
 
     def splice(self, peer: "WebSocket", meter: Meter) -> bool:
-        """See `Spliceable.splice`."""
+        """See `Spliceable.splice`.
+
+        A sender that never pauses has always half a message here, or some in the queue. So the first attempt
+        that comes to nothing has the socket read to the end of a message and no further until the next one.
+        """
+        if not self.settings.splice or self._outgoing is not None:
+            return False
+        if not (self.state == peer.state == self.STATE_OPEN):
+            self._splice_wanted = False
+            self.release(Hold.SPLICE)
+            return False
         half_received = self.inside_message or self.current_frame is not None
-        busy = half_received or self.holds or len(self.inbox) or self._outgoing is not None
-        if busy or not self.settings.splice or not (self.state == peer.state == self.STATE_OPEN):
+        if half_received or self.holds & ~Hold.SPLICE or len(self.inbox):
+            self._splice_wanted = True
             return False
         self._outgoing = outgoing = Splice(self, peer, meter, self.settings.max_message_bytes)
         peer.take_from(outgoing)
         self.dataReceived = outgoing.take  # type: ignore[method-assign]
-        # The beginning of a frame, which autobahn keeps until its header is complete.
-        begun, self.data = bytes(self.data), b""
-        if begun:
-            outgoing.take(begun)
+        # What autobahn has not parsed: the beginning of a header, or all that came after the last message.
+        unparsed, self.data = bytes(self.data), b""
+        if unparsed:
+            outgoing.take(unparsed)
+        self.release(Hold.SPLICE)
         return True
 
     def unsplice(self) -> None:
