@@ -139,7 +139,9 @@ ASKED: dict[str, Callable[[], object]] = {
     "one account's": _admin("?account=account-7"),
     "one account's live ones": _admin("?account=account-7&state=live"),
     "one reason": _admin("?reason=node_lost"),
-    "a search": _admin("?q=session-777"),
+    # With a thousand hits, one stands in PostgreSQL's histogram now and then: it then expects ten thousand
+    # and reads the whole table rather than so many single rows.
+    "a search": _admin("?q=session-777777"),
     "a search for a subject": _admin("?q=subject-1999"),
     "a search for a UUID": _admin(f"?q={uuid(7)}"),
     "one session": _admin(f"{uuid(7)}/change/"),
