@@ -6,17 +6,20 @@ import functools
 import logging
 import re
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from relay.client.connection import RelayConnection
 from relay.client.files import receive_files, send_files
 from relay.client.options import HOME, Side, side_of
-from relay.client.outcomes import EXITS, again, fail, run
+from relay.client.outcomes import EXITS, fail, run
 from relay.client.peers import KeyFileError, own_key
 from relay.client.pipes import pipe_through
 from relay.client.probe import measure
+from relay.client.reconnecting import DROPPED, TIMED_OUT, reconnecting
 from relay.client.streams import Streams
 from relay.client.terminal import Bar, say
 from relay.client.wire import fingerprint
@@ -121,12 +124,11 @@ def send(context: click.Context, session: str | None, files: tuple[Path, ...]) -
     side = _side(context)
     session_id = side.session(session)
 
-    async def work() -> None:
-        async with side.connection(session_id) as peer:
-            with Bar() as bar:
-                await send_files(peer, list(files), bar.show, say)
+    async def work(peer: RelayConnection) -> None:
+        with Bar() as bar:
+            await send_files(peer, list(files), bar.show, say)
 
-    run(lambda: again(work, side.retry))
+    run(lambda: reconnecting(lambda: side.connection(session_id), work, seconds=side.retry))
 
 
 @main.command()
@@ -141,14 +143,12 @@ def receive(context: click.Context, session: str | None, into: Path, max_bytes: 
     side = _side(context)
     session_id = side.session(session)
 
-    async def work() -> None:
-        async with side.connection(session_id) as peer:
-            with Bar() as bar:
-                taken = await receive_files(peer, into, bar.show, say, max_bytes=max_bytes)
-        for path in taken:
-            click.echo(path)
+    async def work(peer: RelayConnection) -> list[Path]:
+        with Bar() as bar:
+            return await receive_files(peer, into, bar.show, say, max_bytes=max_bytes)
 
-    run(lambda: again(work, side.retry))
+    for path in run(lambda: reconnecting(lambda: side.connection(session_id), work, seconds=side.retry)):
+        click.echo(path)
 
 
 class Forward(click.ParamType[tuple[str, int, str]]):
@@ -178,8 +178,8 @@ def forward(context: click.Context, forwards: tuple[tuple[str, int, str], ...], 
     """TCP connections to this machine go to the peer's, which runs `serve`."""
     side = _side(context)
 
-    async def work() -> None:
-        async with side.connection(session) as peer, contextlib.AsyncExitStack() as listening:
+    async def work(peer: RelayConnection) -> None:
+        async with contextlib.AsyncExitStack() as listening:
             streams = Streams(peer)
             for bind, port, target in forwards:
                 carry = functools.partial(streams.forward, target)
@@ -187,7 +187,7 @@ def forward(context: click.Context, forwards: tuple[tuple[str, int, str], ...], 
                 click.echo(f"{bind}:{port} leads to {target}", err=True)
             await streams.run()
 
-    run(lambda: again(work, side.retry))
+    run(lambda: _standing(side, session, work))
 
 
 @main.command()
@@ -203,11 +203,16 @@ def serve(context: click.Context, allow: tuple[str, ...], session: str) -> None:
             raise click.BadParameter(f"{target} is not HOST:PORT", param_hint="--allow")
     side = _side(context)
 
-    async def work() -> None:
-        async with side.connection(session) as peer:
-            await Streams(peer, allow).run()
+    async def work(peer: RelayConnection) -> None:
+        await Streams(peer, allow).run()
 
-    run(lambda: again(work, side.retry))
+    run(lambda: _standing(side, session, work))
+
+
+async def _standing(side: Side, session: str, work: Callable[[RelayConnection], Awaitable[None]]) -> None:
+    """`work` for as long as this side is left running: through quiet hours, too."""
+    connect = functools.partial(side.connection, session)
+    await reconnecting(connect, work, seconds=side.retry, codes=DROPPED | TIMED_OUT)
 
 
 @main.command()

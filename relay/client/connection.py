@@ -12,6 +12,7 @@ application has passed. Leaving it sends the encrypted end, so the peer knows th
 import asyncio
 import logging
 import random
+import socket
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Final, Self
@@ -111,6 +112,7 @@ class RelayConnection:
         connect_seconds: float = 60.0,
         handshake_seconds: float = 30.0,
         close_seconds: float = 10.0,
+        silence_seconds: float = 60.0,
     ) -> None:
         self._url = f"{url.rstrip('/')}/relay/{session_id}"
         self._session_id = session_id
@@ -123,6 +125,7 @@ class RelayConnection:
         self._connect_seconds = connect_seconds
         self._handshake_seconds = handshake_seconds
         self._close_seconds = close_seconds
+        self._silence_seconds = silence_seconds
         self._sending = asyncio.Lock()
         self._socket: ClientConnection
         self._channel: Channel
@@ -151,7 +154,7 @@ class RelayConnection:
     ) -> None:
         """Send the end and wait for the peer's; after an error just leave: the peer sees it cut short."""
         if kind is not None:
-            await self._socket.close(1001)
+            await self._leave(1001)
             return
         try:
             async with asyncio.timeout(self._close_seconds):
@@ -161,7 +164,7 @@ class RelayConnection:
         except TimeoutError:
             pass  # the peer goes on sending, or is stuck; it has all of ours, or learns that it has not
         finally:
-            await self._socket.close(1000)
+            await self._leave(1000)
 
     async def send(self, message: bytes) -> None:
         """Send a message of any length the peer takes; returns when there is room for the next one.
@@ -189,7 +192,7 @@ class RelayConnection:
             try:
                 message = self._channel.open(received)
             except (NoiseError, WireError):
-                await self._socket.close(1002)
+                await self._leave(1002)
                 raise
             if message is not None:
                 yield message
@@ -202,18 +205,24 @@ class RelayConnection:
                 compression=None,  # ciphertext does not shrink
                 max_size=MAX_MESSAGE,
                 # No time-out for pongs: they wait behind data while the application takes its time to read.
+                # Pings all the same, as something has to be sent to find that nobody is there any more.
                 ping_timeout=None,
+                ping_interval=self._silence_seconds / 3,
                 close_timeout=self._close_seconds,
             )
         except InvalidURI as error:
             raise ValueError(str(error)) from None
         except (InvalidHandshake, EOFError, TimeoutError, OSError) as error:
             raise Closed(0, f"can't connect to the relay: {error}") from None
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            self._socket.transport.get_extra_info("socket").setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._silence_seconds * 1000)
+            )
         try:
             await self._meet()
         except BaseException as error:
             refused = isinstance(error, PeerRefused | NoiseError | WireError)
-            await self._socket.close(REFUSED if refused else 1001)
+            await self._leave(REFUSED if refused else 1001)
             raise
         return self
 
@@ -248,6 +257,12 @@ class RelayConnection:
                 vouched = handshake.read(await self._receive())
             first = False
         return handshake.split(), vouched
+
+    async def _leave(self, code: int) -> None:
+        try:
+            await self._socket.close(code)
+        finally:
+            self._socket.transport.abort()  # where that was cancelled it would stay open; else it's closed
 
     async def _send(self, message: bytes) -> None:
         try:

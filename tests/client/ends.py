@@ -1,6 +1,7 @@
 """Both ends of an encrypted session for tests, and a tap on what the relay process gets to see."""
 
 import asyncio
+import itertools
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -50,6 +51,11 @@ class Tap:
         self.url = ""
         self.cut_after: int | None = None
         """Bytes seen after which the connection under way is cut, once."""
+        self.lost: list[asyncio.StreamWriter] = []
+        """To the relay: connections whose peer is gone without the relay's knowing."""
+        self._peers: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._released = asyncio.Event()
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Tap":
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -58,6 +64,11 @@ class Tap:
 
     async def __aexit__(self, *error: object) -> None:
         self._server.close()
+        for writer in itertools.chain(*self._peers):
+            writer.transport.abort()
+        self.release()
+        if self._serving:
+            await asyncio.wait(self._serving)
 
     async def shows(self, text: bytes) -> None:
         """Wait until `text` has passed."""
@@ -65,13 +76,32 @@ class Tap:
             self._more.clear()
             await self._more.wait()
 
+    def lose(self) -> None:
+        """Drop the peers that are connected; the relay goes on seeing them until `release`."""
+        for peer, relay in self._peers:
+            self.lost.append(relay)
+            peer.transport.abort()
+
+    def release(self) -> None:
+        """Let the relay know, too."""
+        self._released.set()
+        for relay in self.lost:
+            relay.transport.abort()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving = asyncio.current_task()
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
         try:
             theirs, ours = await asyncio.open_connection("127.0.0.1", self._port)
         except OSError:  # as it is while the relay restarts
             writer.close()
             return
+        self._peers.append((writer, ours))
         await asyncio.gather(self._copy(reader, ours), self._copy(theirs, writer))
+        self._peers.remove((writer, ours))
+        if ours in self.lost:
+            await self._released.wait()
         ours.transport.abort()
         writer.transport.abort()
 
@@ -89,4 +119,5 @@ class Tap:
         except ConnectionError:
             pass
         finally:
-            writer.close()
+            if writer not in self.lost:
+                writer.close()
