@@ -174,3 +174,29 @@ async def test_a_file_crosses_encrypted_on_the_first_screen(relay, tmp_path):
             process.kill()
             process.wait()
     assert (folder / "README.md").read_bytes() == (ROOT / "README.md").read_bytes()
+
+
+async def test_two_programs_that_use_the_library_meet(relay, tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert "ws://127.0.0.1:8001" in program
+    pair = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        pair.append(
+            subprocess.Popen(
+                [sys.executable, "-c", program.replace("ws://127.0.0.1:8001", relay.url)],
+                cwd=folder,
+                stdout=subprocess.PIPE,
+                env=environ(PYTHONPATH=str(ROOT), RELAY_TOKEN=issued(relay, "hello")),
+            )
+        )
+    try:
+        for process in pair:
+            out, _ = await asyncio.to_thread(process.communicate, timeout=60)
+            assert (process.returncode, out) == (0, b"any number of bytes\n")
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
