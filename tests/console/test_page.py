@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,26 @@ def test_who_gives_up_while_it_tries_again_has_left(
         visit.shows("Trying again")
         visit.leave()
         visit.shows("You left")
+
+
+def test_a_peer_that_answers_no_more_gets_farther_away(
+    chromium: Browser, daphne: Relay, session_id: str
+) -> None:
+    async def fall_silent() -> None:
+        async with meet(visit, session_id) as peer:
+            answered = False
+            async for message in peer:
+                if message.startswith(b"P") and not answered:
+                    await peer.send(b"Q" + message[1:])
+                    answered = True
+
+    with visiting(chromium, daphne) as visit:
+        visit.go()
+        silent = beside(fall_silent)
+        visit.join(session_id, key=OF_BOB)
+        expect(visit.page.locator("#plot-text")).to_contain_text(re.compile(r", round trip [2-9]\d\d\d ms"))
+        visit.leave()
+        silent.result()
 
 
 def test_a_relay_that_refuses_is_quoted_in_words(chromium: Browser, daphne: Relay, session_id: str) -> None:

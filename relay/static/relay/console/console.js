@@ -368,7 +368,10 @@ class Console {
     this.#measured = { at: now, received, sent, connection };
     if (last.connection !== connection) return;
     const seconds = (now - last.at) / 1000;
-    this.#plot.add((received - last.received) / seconds, Math.max(0, sent - last.sent) / seconds, this.#trip);
+    // A probe that is not back yet took that long already: a peer that is gone is not as near as it was.
+    const late = this.#probe ? now - this.#probe.at : 0;
+    const trip = this.#trip === null ? null : Math.max(this.#trip, late);
+    this.#plot.add((received - last.received) / seconds, Math.max(0, sent - last.sent) / seconds, trip);
   }
 
   #sendProbe() {
