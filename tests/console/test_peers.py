@@ -12,8 +12,8 @@ from playwright.sync_api import Page
 
 from relay.client.connection import COME_BACK, SENTENCES
 from relay.client.files import TransferRefused, safe_name
-from relay.client.outcomes import DROPPED
 from relay.client.peers import PeerRefused
+from relay.client.reconnecting import DROPPED
 from relay.client.wire import fingerprint
 from tests.console.test_protocol import page, run
 from tests.tokens import token
