@@ -3,40 +3,45 @@
 Messages of a connection, each beginning with one byte: `J` and a JSON object, or `D` and a piece of the file.
 For each file, in turn:
 
-    sender    J {"name": "a.txt", "size": 123, "sha256": "hex"}
-    receiver  J {"have": 100}    bytes from the start that it has already; or J {"refused": "why"}
-    sender    D ...              the rest, in pieces of any size
-    receiver  J {"done": true}   after the whole has this SHA-256; or J {"refused": "why"}
+    sender    J {"name": "a.txt", "size": 123}
+    receiver  J {"have": 100}      bytes that it has under this name and size
+    sender    J {"sha256": "hex"}  of that many of its first bytes
+    receiver  J {"begin": 100}     where they are the same, or else J {"begin": 0}
+    sender    D ...                what comes from there on, in pieces of any size
+    sender    J {"sha256": "hex"}  of the whole file
+    receiver  J {"done": true}     after it has a file with that SHA-256
 
-Then the sender ends. Both sides may send files at once: an offer has a `name`, an answer has none.
+The third and the fourth only where there is something. Instead of any of its answers the receiver may say
+J {"refused": "why"}, which is the end of that file. After the last one the sender ends.
+
+So a file is read once, while it is sent, and what was left unfinished goes on only where it is of the same
+file: the receiver doesn't say what it has, but whether it's equal. Both sides may send files at once: `name`
+and `sha256` are the sender's, everything else is an answer.
 
 Beside that, at any time and without disturbing a transfer:
 
     T and UTF-8 text             for the person at the other end
     P and up to 16 bytes         a probe, which the other side answers, unless it has ended, with
     Q and the same bytes         to be ignored by who didn't ask
-
-The receiver keeps an unfinished file as `.NAME.SHA256.part` beside the finished ones,
-and gives it its name only when all of it is there and right, never over a file that exists.
 """
 
 import asyncio
 import hashlib
 import json
 import os
-import shutil
-import unicodedata
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, Protocol
 
 from relay.client.connection import RelayConnection
+from relay.client.disk import TransferRefused, Unfinished, exists, safe_name
 
 PIECE: Final = 1024 * 1024 - 1
 """Bytes of a file in one message: with its letter a MiB, so that a slow link shows progress."""
-MAX_NAME_BYTES: Final = 180
-"""Of a name: most file systems allow 255, of which the unfinished file's suffix needs 71."""
-
+BLOCK: Final = 4 * PIECE
+"""Bytes that are read or written at once, and hashed, in a thread beside: each hop to one costs a third of a
+millisecond when the cores are busy."""
 MAX_PROBE: Final = 16
 """Bytes that a probe carries at most: room for a number or a nonce, not for data."""
 
@@ -46,12 +51,12 @@ Progress = Callable[[str, int, int], None]
 """Called with a file's name, how much of it is through, and its size, in bytes."""
 
 
-class TransferRefused(Exception):
-    """A file can't be sent or taken; the message says which and why."""
-
-
 class TransferBroken(Exception):
     """The peer does not keep to the file protocol."""
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
 
 
 async def send_files(
@@ -63,29 +68,68 @@ async def send_files(
     """
     answers = _Answers(peer, _of_transfers(peer, said))
     try:
-        await _send(peer, paths, progress, answers)
+        for path in paths:
+            with path.open("rb") as file:
+                await _send(peer, path.name, file, progress, answers)
     finally:
         await answers.stop()
     await peer.end()
 
 
-async def _send(peer: RelayConnection, paths: list[Path], progress: Progress, answers: "_Answers") -> None:
-    for path in paths:
-        with path.open("rb") as file:
-            digest = (await asyncio.to_thread(hashlib.file_digest, file, "sha256")).hexdigest()
-            size = file.tell()
-            await _tell(peer, name=path.name, size=size, sha256=digest)
-            at = _number(await _answer(answers, path.name, "have"), size)
-            file.seek(at)
-            progress(path.name, at, size)
-            while at < size:
-                piece = await asyncio.to_thread(file.read, min(PIECE, size - at))
-                if not piece:
-                    raise TransferRefused(f"{path.name} became shorter while it was sent")
-                await peer.send(b"D" + piece)
+async def _send(
+    peer: RelayConnection, name: str, file: BinaryIO, progress: Progress, answers: "_Answers"
+) -> None:
+    size = os.fstat(file.fileno()).st_size
+    if size == 0 and file.read(1):
+        raise TransferRefused(f"{name} has no size before it is read: send it through `pipe`")
+    await _tell(peer, name=name, size=size)
+    at = _number(await _answer(answers, name, "have"), size)
+    check = hashlib.sha256()
+    if at:
+        async with aclosing(_blocks(name, file, check, at)) as blocks:
+            async for _ in blocks:
+                pass
+        await _tell(peer, sha256=check.hexdigest())
+        begin = await _answer(answers, name, "begin")
+        if begin not in (0, at):
+            raise TransferBroken("the peer begins where it has nothing")
+        if begin == 0:
+            at = file.seek(0)
+            check = hashlib.sha256()
+    progress(name, at, size)
+    async with aclosing(_blocks(name, file, check, size - at)) as blocks:
+        async for block in blocks:
+            for cut in range(0, len(block), PIECE):
+                piece = memoryview(block)[cut : cut + PIECE]
+                await peer.send(b"".join((b"D", piece)))
                 at += len(piece)
-                progress(path.name, at, size)
-            await _answer(answers, path.name, "done")
+                progress(name, at, size)
+    await _tell(peer, sha256=check.hexdigest())
+    await _answer(answers, name, "done")
+
+
+async def _blocks(name: str, file: BinaryIO, check: _Hash, size: int) -> AsyncGenerator[bytes, None]:
+    """The next `size` bytes, which go into `check`; each block is read while the one before it is sent."""
+
+    def read(most: int) -> bytes:
+        block = file.read(most)
+        check.update(block)
+        return block
+
+    def begin() -> asyncio.Future[bytes]:
+        return asyncio.ensure_future(asyncio.to_thread(read, min(BLOCK, size)))
+
+    reading = begin()
+    try:
+        while size:
+            block = await reading
+            if not block:
+                raise TransferRefused(f"{name} became shorter while it was sent")
+            size -= len(block)
+            reading = begin()
+            yield block
+    finally:
+        await asyncio.wait([reading])  # nobody reads a file that is closed
 
 
 async def receive_files(
@@ -128,82 +172,65 @@ async def _receive(
     offer: dict[str, Any],
     progress: Progress,
 ) -> Path:
-    name, size, digest = safe_name(offer.get("name")), _size(offer), offer.get("sha256")
-    if not _is_digest(digest):
-        raise TransferBroken("the peer offered a file without a SHA-256")
-    final, part = folder / name, folder / f".{name}.{digest}.part"
+    name, size = safe_name(offer.get("name")), _size(offer)
+    final = folder / name
     if final.is_symlink() or final.exists():
-        if not final.is_file() or await asyncio.to_thread(_digest, final) != digest:
-            raise TransferRefused(f"{name} exists already, and nothing is overwritten")
-        progress(name, size, size)  # it came over before the session dropped
-        await _tell(peer, have=size)
-        await _tell(peer, done=True)
+        await _compare(peer, messages, final, size)  # it may have come over before the session dropped
+        progress(name, size, size)
         return final
-    _check_room(part, name, size)
-    # Whoever else may write here must not lead us elsewhere by a link.
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(part, flags, 0o666), "r+b") as file:
-        if file.seek(0, os.SEEK_END) > size:
-            file.truncate(0)
-        file.seek(0)
-        check = await asyncio.to_thread(hashlib.file_digest, file, "sha256")
-        at = file.tell()
-        progress(name, at, size)
+    with Unfinished(folder, name, size) as part:
+        at = await asyncio.to_thread(part.read)
         await _tell(peer, have=at)
-
-        def keep(piece: memoryview) -> None:
-            file.write(piece)
-            check.update(piece)
-
-        keeping = asyncio.ensure_future(asyncio.sleep(0))
-        try:
-            while at < size:
-                piece = await anext(messages, b"")
-                if not piece.startswith(b"D") or not 1 < len(piece) <= 1 + size - at:
-                    raise TransferBroken(f"the peer sent something else than the rest of {name}")
-                # One piece is written and hashed while the next one is received and decrypted.
-                await keeping
-                keeping = asyncio.ensure_future(asyncio.to_thread(keep, memoryview(piece)[1:]))
-                at += len(piece) - 1
-                progress(name, at, size)
-        finally:
-            await keeping  # nobody writes to a file that is closed
-        file.flush()
-        await asyncio.to_thread(os.fsync, file.fileno())
-    if check.hexdigest() != digest:
-        part.unlink()
-        raise TransferRefused(f"{name} came over damaged (its SHA-256 is another); what came is deleted")
-    try:
-        os.link(part, final)  # unlike a rename, this never replaces what came to be there meanwhile
-    except FileExistsError:
-        raise TransferRefused(f"{name} exists already, and nothing is overwritten") from None
-    part.unlink()
+        if at:
+            if await _digest_said(messages) != part.sha256:
+                part.clear()
+                at = 0
+            await _tell(peer, begin=at)
+        progress(name, at, size)
+        await _take(messages, part, name, at, size, progress)
+        await asyncio.to_thread(part.finish, await _digest_said(messages))
     await _tell(peer, done=True)
     return final
 
 
-def safe_name(name: object) -> str:
-    """`name` where it is a plain file name on every system; raises `TransferRefused` where it isn't."""
-    plain = (
-        isinstance(name, str)
-        and name == name.strip()
-        and not name.startswith(".")  # neither a parent folder nor a hidden file
-        and not any(
-            c in '/\\:*?"<>|' or unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in name
-        )
-        and 0 < len(name.encode()) <= MAX_NAME_BYTES
-    )
-    if not plain:
-        raise TransferRefused(f"{name!r} is not a name that files are taken under")
-    return str(name)
+async def _compare(peer: RelayConnection, messages: AsyncIterator[bytes], final: Path, size: int) -> None:
+    """Have the sender find out that its file is here, or raise `TransferRefused`."""
+    if await asyncio.to_thread(_size_of, final) != size:
+        raise exists(final.name)
+    await _tell(peer, have=size)
+    ours = await asyncio.to_thread(_digest, final)
+    if size:
+        if await _digest_said(messages) != ours:
+            raise exists(final.name)
+        await _tell(peer, begin=size)
+    if await _digest_said(messages) != ours:
+        raise exists(final.name)
+    await _tell(peer, done=True)
 
 
-def _check_room(part: Path, name: str, size: int) -> None:
-    """Refuse now what the disk could not hold in the end."""
-    have = part.lstat().st_size if part.exists() else 0
-    free = shutil.disk_usage(part.parent).free
-    if size - have > free:
-        raise TransferRefused(f"{name} has {size} bytes, and the disk has room for {free}")
+async def _take(
+    messages: AsyncIterator[bytes], part: Unfinished, name: str, at: int, size: int, progress: Progress
+) -> None:
+    """The rest of the file. Some of it is written and hashed while more is received and decrypted."""
+    pieces: list[memoryview] = []
+    waiting = 0
+    keeping = asyncio.ensure_future(asyncio.sleep(0))
+    try:
+        while at < size:
+            piece = await anext(messages, b"")
+            if not piece.startswith(b"D") or not 1 < len(piece) <= 1 + size - at:
+                raise TransferBroken(f"the peer sent something else than the rest of {name}")
+            pieces.append(memoryview(piece)[1:])
+            at += len(piece) - 1
+            waiting += len(piece) - 1
+            if waiting >= BLOCK:
+                await keeping
+                keeping = asyncio.ensure_future(asyncio.to_thread(part.append, pieces))
+                pieces, waiting = [], 0
+            progress(name, at, size)
+    finally:
+        await keeping
+        part.append(pieces)  # when the session dropped, too: it goes on from there
 
 
 def _size(offer: dict[str, Any]) -> int:
@@ -213,13 +240,20 @@ def _size(offer: dict[str, Any]) -> int:
     return size
 
 
+def _size_of(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_digest(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+async def _digest_said(messages: AsyncIterator[bytes]) -> str:
+    digest = _json(await anext(messages, b"")).get("sha256")
+    if not isinstance(digest, str):
+        raise TransferBroken("the peer did not say which SHA-256 its file has")
+    return digest
 
 
 async def _tell(peer: RelayConnection, **values: Any) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 
 from relay.client.connection import Closed
-from relay.client.files import TransferBroken, TransferRefused, printable
+from relay.client.disk import TransferRefused
+from relay.client.files import TransferBroken, printable
 from relay.client.noise import NoiseError
 from relay.client.peers import KeyFileError, PeerRefused
 from relay.client.streams import StreamError

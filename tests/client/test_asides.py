@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -32,9 +33,7 @@ async def test_who_receives_hears_the_sender_and_answers_its_probes(
     async with asyncio.timeout(SECONDS), alice(daphne.url, session_id) as peer:
         answers = aiter(peer)
         await peer.send(b"Tgr\xc3\xbc\xc3\x9fe")
-        await peer.send(
-            b'J{"name": "a", "size": 4, "sha256": "%s"}' % hashlib.sha256(b"abcd").hexdigest().encode()
-        )
+        await peer.send(b'J{"name": "a", "size": 4}')
         assert await anext(answers) == b'J{"have": 0}'
         await peer.send(b"Dab")
         for body in (b"", b"1", bytes(16)):
@@ -43,6 +42,7 @@ async def test_who_receives_hears_the_sender_and_answers_its_probes(
         await peer.send(b"Qnobody asked")
         await peer.send(b"Tin the middle \xff")
         await peer.send(b"Dcd")
+        await peer.send(b'J{"sha256": "%s"}' % hashlib.sha256(b"abcd").hexdigest().encode())
         assert await anext(answers) == b'J{"done": true}'
     assert await receiving == [tmp_path / "a"]
     assert heard == ["grüße", "in the middle \ufffd"]
@@ -67,18 +67,20 @@ async def test_who_sends_hears_the_receiver_and_answers_its_probes(
         async for message in peer:
             match message[:1]:
                 case b"J":
-                    if b"refused" in message:
-                        refused += 1
-                        continue
-                    await peer.send(b"Tbefore")
-                    await peer.send(b'J{"have": 0}')
-                    await peer.send(b"Pprobe")
-                    await peer.send(b'J{"name": "b", "size": 0, "sha256": "%s"}' % (b"0" * 64))
+                    match json.loads(message[1:]):
+                        case {"refused": _}:
+                            refused += 1
+                        case {"name": "large"}:
+                            await peer.send(b"Tbefore")
+                            await peer.send(b'J{"have": 0}')
+                            await peer.send(b"Pprobe")
+                            await peer.send(b'J{"name": "b", "size": 0}')
+                        case {"sha256": digest}:
+                            assert digest == hashlib.sha256(got).hexdigest()
+                            await peer.send(b"Tafter")
+                            await peer.send(b'J{"done": true}')
                 case b"D":
                     got += message[1:]
-                    if len(got) == len(content):
-                        await peer.send(b"Tafter")
-                        await peer.send(b'J{"done": true}')
                 case b"Q":
                     assert message == b"Qprobe"
                     answered = len(got)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.client.files import TransferRefused, receive_files, safe_name
+from relay.client.disk import TransferRefused, Unfinished, safe_name
+from relay.client.files import TransferBroken, receive_files, send_files
 from tests.client.ends import SECONDS, Tap, alice, bob
 from tests.relays import ROOT, Relay
 from tests.tokens import token
@@ -78,9 +79,23 @@ def test_files_cross_with_equal_digests_and_nothing_but_their_names_on_stdout(
     assert not list(bob.home.glob(".*.part"))
 
 
-def test_a_file_that_exists_is_not_overwritten(people: tuple[Person, Person]) -> None:
+def test_a_file_that_is_there_already_is_sent_successfully_again(people: tuple[Person, Person]) -> None:
+    """As when the session drops while the receiver says that it has it."""
     alice, bob = people
-    (alice.home / "notes").write_bytes(b"new")
+    for name, content in (("notes", b"the same"), ("empty", b"")):
+        for who in people:
+            (who.home / name).write_bytes(content)
+    receiving = bob.start("receive")
+    sent = alice.run("send", "notes", "empty")
+    received = finish(receiving)
+    assert (sent.returncode, received.returncode) == (0, 0), sent.stderr + received.stderr
+    assert received.stdout == b"notes\nempty\n"
+
+
+@pytest.mark.parametrize("new", [b"new", b"longer"])
+def test_a_file_that_exists_is_not_overwritten(people: tuple[Person, Person], new: bytes) -> None:
+    alice, bob = people
+    (alice.home / "notes").write_bytes(new)
     (bob.home / "notes").write_bytes(b"old")
     receiving = bob.start("receive")
     sent = alice.run("send", "notes")
@@ -215,7 +230,7 @@ async def test_what_the_disk_has_no_room_for_is_refused_before_it_is_sent(
 ) -> None:
     async def offer() -> bytes:
         async with alice(daphne.url, session_id) as peer:
-            offered = {"name": "huge", "size": 2**60, "sha256": "0" * 64}
+            offered = {"name": "huge", "size": 2**60}
             await peer.send(b"J" + json.dumps(offered).encode())
             return await anext(aiter(peer))
 
@@ -227,17 +242,110 @@ async def test_what_the_disk_has_no_room_for_is_refused_before_it_is_sent(
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
-async def test_a_piece_that_was_altered_on_disk_does_not_become_a_file(people: tuple[Person, Person]) -> None:
+def test_what_was_left_unfinished_goes_on_only_where_it_is_of_the_same_file(
+    people: tuple[Person, Person],
+) -> None:
     alice, bob = people
     (alice.home / "notes").write_bytes(b"what it says")
-    digest = hashlib.sha256(b"what it says").hexdigest()
-    (bob.home / f".notes.{digest}.part").write_bytes(b"WHAT")
+    for left in (b"what", b"WHAT", b"WHAT IT SAYS", b"WHAT IT SAYS, AND MORE"):
+        (bob.home / ".notes.12.part").write_bytes(left)
+        receiving = bob.start("receive")
+        sent, received = alice.run("send", "notes"), finish(receiving)
+        assert (sent.returncode, received.returncode) == (0, 0), sent.stderr + received.stderr
+        assert not (bob.home / ".notes.12.part").exists()
+        assert (bob.home / "notes").read_bytes() == b"what it says"
+        (bob.home / "notes").unlink()
+
+
+async def give(relay: Relay, session_id: str, *messages: bytes) -> list[bytes]:
+    """Everything that a receiver answers who is sent these messages."""
+    async with alice(relay.url, session_id) as peer:
+        for message in messages:
+            await peer.send(message)
+        await peer.end()
+        return [answer async for answer in peer]
+
+
+@pytest.mark.parametrize(
+    ("rest", "error", "match"),
+    [
+        ([b"Dabcd", b'J{"sha256": "%s"}' % (b"0" * 64)], TransferRefused, "a came over damaged"),
+        ([b"Dabcd", b'J{"sha256": 0}'], TransferBroken, "did not say which SHA-256"),
+        ([b"Dabcde"], TransferBroken, "something else than the rest of a"),
+        ([b"D"], TransferBroken, "something else than the rest of a"),
+        ([b"Dab", b"J{}"], TransferBroken, "something else than the rest of a"),
+        ([b"Dab"], TransferBroken, "something else than the rest of a"),
+    ],
+)
+async def test_a_sender_that_does_not_send_what_it_says_leaves_no_file(
+    daphne: Relay, session_id: str, tmp_path: Path, rest: list[bytes], error: type[Exception], match: str
+) -> None:
+    giving = asyncio.create_task(give(daphne, session_id, b'J{"name": "a", "size": 4}', *rest))
+    with pytest.raises(error, match=match):
+        async with asyncio.timeout(SECONDS), bob(daphne.url, session_id) as peer:
+            await receive_files(peer, tmp_path, lambda *_: None)
+    await asyncio.wait({giving})
+    assert not (tmp_path / "a").exists()
+    assert (tmp_path / ".a.4.part").exists() == (error is TransferBroken), (
+        "what is known to be wrong is deleted"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answers", "error", "match"),
+    [
+        ([{"have": 5}], TransferBroken, "has more than there is"),
+        ([{"have": True}], TransferBroken, "has more than there is"),
+        ([{"begin": 0}], TransferBroken, "did not answer on a"),
+        ([{"have": 2}, {"begin": 1}], TransferBroken, "begins where it has nothing"),
+        ([{"have": 2}, {"refused": "it is mine"}], TransferRefused, "the receiver refuses: it is mine"),
+        ([{"have": 4}, {"begin": 4}, {"refused": "late"}], TransferRefused, "the receiver refuses: late"),
+        ([{"have": 0}, {"have": 0}], TransferBroken, "did not answer on a"),
+    ],
+)
+async def test_a_receiver_that_does_not_take_it_is_told_apart_from_one_that_makes_no_sense(
+    daphne: Relay,
+    session_id: str,
+    tmp_path: Path,
+    answers: list[dict[str, object]],
+    error: type[Exception],
+    match: str,
+) -> None:
+    (tmp_path / "a").write_bytes(b"abcd")
+    telling = asyncio.create_task(
+        give(daphne, session_id, *(b"J" + json.dumps(say).encode() for say in answers))
+    )
+    with pytest.raises(error, match=match):
+        async with asyncio.timeout(SECONDS), bob(daphne.url, session_id) as peer:
+            await send_files(peer, [tmp_path / "a"], lambda *_: None)
+    await asyncio.wait({telling})
+
+
+async def test_a_file_that_is_being_received_is_not_received_twice_at_once(
+    daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    """Both would write to what is unfinished of it."""
+    with Unfinished(tmp_path, "a", 4) as part:
+        part.append([memoryview(b"ab")])
+        giving = asyncio.create_task(give(daphne, session_id, b'J{"name": "a", "size": 4}'))
+        async with asyncio.timeout(SECONDS), bob(daphne.url, session_id) as peer:
+            with pytest.raises(TransferRefused, match="just being received by someone else"):
+                await receive_files(peer, tmp_path, lambda *_: None)
+        (refused,) = await giving
+        assert b"refused" in refused
+    assert (tmp_path / ".a.4.part").read_bytes() == b"ab"
+
+
+@pytest.mark.parametrize("endless", ["/proc/self/status", "/dev/zero", "/dev/stdin"])
+def test_what_has_no_size_before_it_is_read_is_left_to_pipe(
+    people: tuple[Person, Person], endless: str
+) -> None:
+    alice, bob = people
     receiving = bob.start("receive")
-    sent = await asyncio.to_thread(alice.run, "send", "notes")
-    received = await asyncio.to_thread(finish, receiving)
-    assert (sent.returncode, received.returncode) == (1, 1)
-    assert b"damaged" in received.stderr
-    assert not list(bob.home.glob("*notes*"))
+    sent = alice.run("send", endless, given=b"what another program prints")
+    finish(receiving)
+    assert sent.returncode == 1
+    assert b"has no size before it is read: send it through `pipe`" in sent.stderr
 
 
 def test_a_pipe_carries_both_directions_to_their_ends(people: tuple[Person, Person], session_id: str) -> None:

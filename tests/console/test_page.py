@@ -1,10 +1,13 @@
 """The page as people meet it: by keyboard, on a phone, in the dark, with a hostile peer, in old browsers."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +33,16 @@ def meet(visit: Visit, session_id: str) -> RelayConnection:
     return bob(visit.relay.url, session_id, rule=Fingerprint(visit.key))
 
 
-def offer(name: str, content: bytes, **changed: Any) -> bytes:
-    values = {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest(), **changed}
+def say(**values: Any) -> bytes:
     return b"J" + json.dumps(values).encode()
+
+
+def offer(name: str | None, content: bytes) -> bytes:
+    return say(name=name, size=len(content))
+
+
+def digest(content: bytes) -> bytes:
+    return say(sha256=hashlib.sha256(content).hexdigest())
 
 
 async def answer(peer: RelayConnection) -> dict[str, Any]:
@@ -59,15 +69,17 @@ def test_what_a_hostile_peer_sends_is_text_or_refused(
             for name in ("../../etc/passwd", ".bashrc", "a/b", "exe\u202egnp", "x" * 181, "", None):
                 await peer.send(offer(name, b"x"))
                 told[str(name)] = await answer(peer)
-            await peer.send(offer("huge", b"", size=1_000_000_001))
+            await peer.send(say(name="huge", size=1_000_000_001))
             told["huge"] = await answer(peer)
             await peer.send(offer("damaged", b"right"))
             assert await answer(peer) == {"have": 0}
             await peer.send(b"Dwrong")
+            await peer.send(digest(b"right"))
             told["damaged"] = await answer(peer)
             await peer.send(offer("&lt;b&gt; 'x' (1)", b"fine"))
             assert await answer(peer) == {"have": 0}
             await peer.send(b"Dfine")
+            await peer.send(digest(b"fine"))
             assert await answer(peer) == {"done": True}
         return told
 
@@ -88,15 +100,31 @@ def test_what_a_hostile_peer_sends_is_text_or_refused(
 
 @pytest.mark.parametrize(
     "bad",
-    [b"", b"X", b"J[]", b"J{", b"Dunasked", b"P" + bytes(17), b'J{"have": 0}', b'J{"name": "a", "size": -1}'],
+    [
+        [b""],
+        [b"X"],
+        [b"J[]"],
+        [b"J{"],
+        [b"Dunasked"],
+        [b"P" + bytes(17)],
+        [say(have=0)],
+        [say(name="a", size=-1)],
+        [say(sha256="0" * 64)],
+        [offer("a", b"abc"), digest(b"abc")],
+        [offer("a", b"abc"), offer("b", b"")],
+        [offer("a", b"abc"), b"Dabcd"],
+        [offer("a", b"abc"), b"Dabc", say(sha256=None)],
+        [offer("a", b"a"), b"Da", digest(b"a"), offer("a", b"a"), digest(b"a"), digest(b"b")],
+    ],
     ids=repr,
 )
 def test_a_peer_that_does_not_keep_to_the_protocol_is_left(
-    chromium: Browser, daphne: Relay, session_id: str, bad: bytes
+    chromium: Browser, daphne: Relay, session_id: str, bad: list[bytes]
 ) -> None:
     async def misbehave() -> None:
         async with meet(visit, session_id) as peer:
-            await peer.send(bad)
+            for message in bad:
+                await peer.send(message)
             async for _ in peer:
                 pass
 
@@ -143,8 +171,11 @@ def test_a_receiver_that_refuses_is_quoted_and_the_next_file_goes(
             offers = [await answer(peer)]
             await peer.send(b'J{"refused": "no \\u001b[31mroom"}')
             offers.append(await answer(peer))
-            await peer.send(b'J{"have": 3}')
-            await peer.send(b'J{"done": true}')
+            await peer.send(say(have=3))
+            assert await answer(peer) == json.loads(digest(b"two")[1:])
+            await peer.send(say(begin=3))
+            assert await answer(peer) == json.loads(digest(b"two")[1:])
+            await peer.send(say(done=True))
             async for _ in peer:
                 pass
             return offers
@@ -233,6 +264,63 @@ def test_the_page_goes_on_where_a_dropped_session_left_a_file(
             visit.page.get_by_role("link", name="Save large").click()
         assert Path(waiting.value.path()).read_bytes() == content
     assert seen[0] < 24_000_000, "what was there already did not go over again"
+
+
+def test_what_the_page_has_of_a_file_is_kept_only_where_it_is_of_the_same_file(
+    chromium: Browser, daphne: Relay, session_id: str
+) -> None:
+    @asynccontextmanager
+    async def dropped() -> AsyncIterator[RelayConnection]:
+        """A connection that drops in the end."""
+        async with Tap(daphne.port) as tap:
+            with contextlib.suppress(Closed):
+                async with bob(tap.url, session_id, rule=Fingerprint(visit.key)) as peer:
+                    yield peer
+                    tap.lose()
+
+    async def give(content: bytes, have: int, begin: int) -> None:
+        async with dropped() as peer:
+            await peer.send(offer("notes", content))
+            assert await answer(peer) == {"have": have}
+            if have:
+                await peer.send(digest(content[:have]))
+                assert await answer(peer) == {"begin": begin}
+            if begin < len(content):
+                await peer.send(b"D" + content[begin:])
+            await peer.send(digest(content))
+            assert await answer(peer) == {"done": True}
+
+    async def send() -> None:
+        async with dropped() as peer:
+            await peer.send(offer("notes", b"unfinished"))
+            assert await answer(peer) == {"have": 0}
+            await peer.send(b"Dunfi")
+            await peer.send(b"P")
+            while await anext(aiter(peer)) != b"Q":
+                pass
+        await give(b"unfinished", 4, 4)
+        await give(b"unfinished", 10, 10)  # as when it drops before the sender has heard that it's done
+        await give(b"not it yet", 10, 0)
+        await give(b"unfinished", 10, 10)
+        async with dropped() as peer:
+            await peer.send(offer("notes", b"one"))
+            assert await answer(peer) == {"have": 0}
+            await peer.send(b"Done")
+            await peer.send(b"P")
+            while await anext(aiter(peer)) != b"Q":
+                pass
+        await give(b"two", 3, 0)
+        await give(b"", 0, 0)
+        await give(b"", 0, 0)
+
+    with visiting(chromium, daphne) as visit:
+        visit.go()
+        sending = beside(send)
+        visit.join(session_id, key=OF_BOB)
+        sending.result()
+        expect(visit.page.get_by_role("link", name="Save notes")).to_have_count(4)
+        expect(visit.page.locator("#transfers > li")).to_have_count(4)
+        visit.leave()
 
 
 def test_who_waits_comes_back_after_a_restart_of_the_relay(
@@ -352,6 +440,7 @@ def test_it_looks_right_and_can_be_used_by_all(
             await peer.send(offer("report-" + "november-" * 12 + ".pdf", content))
             await answer(peer)
             await peer.send(b"D" + content)
+            await peer.send(digest(content))
             await answer(peer)
             await peer.send(offer("under way.iso", bytes(10_000_000)))
             await answer(peer)
@@ -398,8 +487,9 @@ def test_the_keyboard_alone_is_enough(
                     case b"T":
                         heard = message
                     case b"J" if b"name" in message:
-                        await peer.send(b'J{"have": 5}')
-                        await peer.send(b'J{"done": true}')
+                        await peer.send(say(have=0))
+                    case b"J":
+                        await peer.send(say(done=True))
             return heard
 
     with visiting(chromium, daphne) as visit:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from playwright.sync_api import Page
 
 from relay.client.connection import COME_BACK, SENTENCES
-from relay.client.files import TransferRefused, safe_name
+from relay.client.disk import TransferRefused, safe_name
 from relay.client.peers import PeerRefused
 from relay.client.reconnecting import DROPPED
 from relay.client.wire import fingerprint

@@ -55,7 +55,7 @@ async function hexDigest(blob) {
  * The files of a page, over one connection after the other: what a dropped one left unfinished goes on.
  *
  * onchange: called with a file whenever there is news of it. A file has `name`, `size`, `at` (bytes that are
- * through), `state` and `why`. States of files that go out: queued, reading, offered, sending, checking, done,
+ * through), `state` and `why`. States of files that go out: queued, offered, reading, sending, checking, done,
  * refused, failed. Of files that come in: receiving, checking, done (with `blob`), refused, broken off.
  * onsaid: called with the peer's text. onprobed: called with the body of a probe that came back.
  */
@@ -188,16 +188,20 @@ export class Transfers {
 
   async #sendOne(peer, item) {
     try {
-      if (!item.digest) {
-        this.#change(item, "reading");
-        item.digest = await hexDigest(item.file);
-        if (peer !== this.#peer) return;
-      }
+      await item.file.slice(0, 1).arrayBuffer(); // a folder can't be read, and what was deleted meanwhile
+      if (peer !== this.#peer) return;
+      item.digest ??= hexDigest(item.file); // while it is sent
+      item.digest.catch(() => {});
       this.#change(item, "offered");
-      await this.#tell({ name: item.name, size: item.size, sha256: item.digest });
+      await this.#tell({ name: item.name, size: item.size });
       item.at = count(await this.#answer("have"), item.size);
+      if (item.at > 0) {
+        await this.#tellDigest(peer, item, item.at < item.size ? hexDigest(item.file.slice(0, item.at)) : item.digest);
+        item.at = begin(await this.#answer("begin"), item.at);
+      }
       this.#change(item, "sending");
       await this.#sendRest(peer, item);
+      await this.#tellDigest(peer, item, item.digest);
       this.#change(item, "checking");
       await this.#answer("done");
       this.#change(item, "done");
@@ -215,7 +219,7 @@ export class Transfers {
   }
 
   #unreadable(peer, item) {
-    const offered = item.state !== "reading";
+    const offered = item.state !== "queued";
     this.#change(item, "failed", "it can't be read any more: did it change since it was chosen?");
     // The peer waits for the rest, and there is no way to call it off.
     if (offered) peer.fail(new TransferBroken(`${item.name} can't be read any more`));
@@ -236,6 +240,13 @@ export class Transfers {
     }
   }
 
+  async #tellDigest(peer, item, digest) {
+    this.#change(item, "reading");
+    const sha256 = await digest;
+    if (peer !== this.#peer) throw new TransferBroken("the connection dropped");
+    await this.#tell({ sha256 });
+  }
+
   async #answer(wanted) {
     const answer = await new Promise((resolve, reject) => {
       if (this.#answers.length > 0) resolve(this.#answers.shift());
@@ -250,6 +261,7 @@ export class Transfers {
 
   async #takeObject(values) {
     if ("name" in values) return this.#takeOffer(values);
+    if ("sha256" in values) return this.#takeDigest(values);
     if (!this.#working) throw new TransferBroken("the peer answers what was not asked");
     if (this.#waiting) {
       this.#waiting.resolve(values);
@@ -259,37 +271,76 @@ export class Transfers {
     }
   }
 
-  async #takeOffer({ name, size, sha256 }) {
+  async #takeOffer({ name, size }) {
     if (this.#incoming) throw new TransferBroken("the peer offers a file while it sends another");
-    if (!Number.isSafeInteger(size) || size < 0 || !/^[0-9a-f]{64}$/.test(sha256)) {
-      throw new TransferBroken("the peer offered a file without a size or SHA-256");
-    }
+    if (!Number.isSafeInteger(size) || size < 0) throw new TransferBroken("the peer offered a file without a size");
+    const alike = this.received.filter((other) => same(other, name, size) && other.state !== "refused");
+    // What is unfinished goes on, also where it had failed. Of nothing there is no other content.
+    let item = alike.find(({ blob }) => !blob || size === 0);
     try {
       safeName(name);
-      this.#roomFor(name, size, sha256);
+      this.#roomFor(size, item ?? alike[0]);
     } catch (error) {
       return this.#refuse({ name: printable(name), size, at: 0 }, error.message);
     }
-    let item = this.received.find((other) => same(other, name, size, sha256) && other.state !== "refused");
-    if (item?.state === "done") {
-      await this.#tell({ have: size }); // it came over before the session dropped
-      return this.#tell({ done: true });
-    }
-    if (!item) {
-      item = { name, size, digest: sha256, at: 0, chunks: [], chunk: null, filled: 0, blob: null };
-      this.received.push(item);
-    }
-    this.#incoming = item;
-    this.#change(item, "receiving");
-    await this.#tell({ have: item.at });
-    if (item.at === size) await this.#check(item);
+    if (alike.length === 0) item = this.#begin(name, size);
+    this.#incoming = { name, size, item, comparing: !item || item.at > 0 };
+    if (item && !item.blob) this.#change(item, "receiving");
+    await this.#tell({ have: item ? item.at : size });
   }
 
-  #roomFor(name, size, digest) {
+  #begin(name, size) {
+    const item = { name, size, digest: null, blob: null };
+    clear(item);
+    this.received.push(item);
+    return item;
+  }
+
+  async #takeDigest({ sha256 }) {
+    const incoming = this.#incoming;
+    const wanted = incoming && (incoming.comparing || incoming.item.at === incoming.size);
+    if (!wanted || !/^[0-9a-f]{64}$/.test(sha256)) {
+      throw new TransferBroken("the peer says a SHA-256 that was not asked for");
+    }
+    if (incoming.comparing) return this.#compare(incoming, sha256);
+    if (incoming.item.digest && incoming.item.digest !== sha256) {
+      throw new TransferBroken("the peer says another SHA-256 than before");
+    }
+    this.#incoming = null;
+    await this.#check(incoming.item, sha256);
+  }
+
+  /** Find out whether what is here is of the file that is offered, and where to begin. */
+  async #compare(incoming, sha256) {
+    const { name, size } = incoming;
+    if (incoming.item) {
+      const { chunks, chunk, filled } = incoming.item;
+      const here = new Blob(chunk ? [...chunks, chunk.subarray(0, filled)] : chunks);
+      if ((await hexDigest(here)) !== sha256) clear(incoming.item);
+    } else {
+      // It came over before the session dropped, or it is another one of that name.
+      incoming.item = this.received.find((other) => same(other, name, size) && other.digest === sha256);
+    }
+    if (!incoming.item) {
+      try {
+        this.#roomFor(size, null);
+      } catch (error) {
+        this.#incoming = null;
+        return this.#refuse({ name, size, at: 0 }, error.message);
+      }
+      incoming.item = this.#begin(name, size);
+    }
+    incoming.comparing = false;
+    if (!incoming.item.blob) this.#change(incoming.item, "receiving");
+    await this.#tell({ begin: incoming.item.at });
+  }
+
+  /** Refuse what the page could not hold beside all that is on it but `replaced`. */
+  #roomFor(size, replaced) {
     if (size > MAX_FILE) {
       throw new TransferRefused(`a browser takes files up to ${readable(MAX_FILE)}, and this one is larger`);
     }
-    const others = this.received.filter((item) => item.state !== "refused" && !same(item, name, size, digest));
+    const others = this.received.filter((item) => item.state !== "refused" && item !== replaced);
     const bytes = others.reduce((sum, item) => sum + item.size, size);
     if (bytes > MAX_HELD || others.length >= MAX_FILES) {
       throw new TransferRefused("the browser holds as many received files as it takes: save and remove some first");
@@ -306,8 +357,8 @@ export class Transfers {
   }
 
   async #takePiece(piece) {
-    const item = this.#incoming;
-    if (!item || piece.length === 0 || piece.length > item.size - item.at) {
+    const { item, comparing } = this.#incoming ?? {};
+    if (!item || comparing || piece.length === 0 || piece.length > item.size - item.at) {
       throw new TransferBroken("the peer sent something else than the rest of a file");
     }
     for (let at = 0; at < piece.length; ) {
@@ -323,21 +374,20 @@ export class Transfers {
       }
     }
     this.#handlers.onchange(item);
-    if (item.at === item.size) await this.#check(item);
   }
 
-  async #check(item) {
-    this.#incoming = null;
-    this.#change(item, "checking");
-    const blob = new Blob(item.chunks, { type: "application/octet-stream" });
-    const digest = await hexDigest(blob);
-    item.chunks = [];
-    if (digest !== item.digest) {
-      item.at = 0;
-      return this.#refuse(item, `${item.name} came over damaged (its SHA-256 is another); what came is deleted`);
+  async #check(item, sha256) {
+    if (!item.blob) {
+      this.#change(item, "checking");
+      const blob = new Blob(item.chunks, { type: "application/octet-stream" });
+      const digest = await hexDigest(blob);
+      if (digest !== sha256) {
+        clear(item);
+        return this.#refuse(item, `${item.name} came over damaged (its SHA-256 is another); what came is deleted`);
+      }
+      Object.assign(item, { blob, digest, chunks: [] });
+      this.#change(item, "done");
     }
-    item.blob = blob;
-    this.#change(item, "done");
     await this.#tell({ done: true });
   }
 }
@@ -351,14 +401,24 @@ function unfinished(item) {
   return !["done", "refused", "failed"].includes(item.state);
 }
 
-function same(item, name, size, digest) {
-  return item.name === name && item.size === size && item.digest === digest;
+function same(item, name, size) {
+  return item.name === name && item.size === size;
+}
+
+/** Forget what has come of a file. */
+function clear(item) {
+  Object.assign(item, { at: 0, chunks: [], chunk: null, filled: 0 });
 }
 
 function count(value, most) {
   if (!Number.isSafeInteger(value) || value < 0 || value > most) {
     throw new TransferBroken("the peer says that it has more than there is");
   }
+  return value;
+}
+
+function begin(value, at) {
+  if (value !== 0 && value !== at) throw new TransferBroken("the peer begins where it has nothing");
   return value;
 }
 
