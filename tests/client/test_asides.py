@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from relay.client.connection import RelayConnection
 from relay.client.files import TransferBroken, receive_files, send_files
-from tests.client.ends import BOB, OF_ALICE, SECONDS, alice, bob
-from tests.client.test_command_line import Person, finish
+from tests.client.ends import SECONDS, alice, bob
+from tests.client.test_command_line import PersonOfBob, finish
 from tests.relays import Relay
 
 
@@ -117,10 +116,7 @@ def test_the_command_line_prints_what_the_peer_says_without_its_control_characte
         async with alice(daphne.url, session_id) as peer:
             await peer.send(b"Thello \x1b[31mred\nline")
 
-    person = Person(tmp_path / "bob", daphne.url, session_id=session_id)
-    pem = BOB.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (person.home / "key.pem").write_bytes(pem)
-    receiving = person.start("--key-file", "key.pem", "--peer-key", OF_ALICE, "receive")
+    receiving = PersonOfBob(tmp_path / "bob", daphne.url, session_id=session_id).start("receive")
     asyncio.run(say())
     received = finish(receiving)
     assert received.returncode == 0, received.stderr

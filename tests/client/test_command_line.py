@@ -15,10 +15,12 @@ import termios
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from relay.client.connection import Closed
 from relay.client.disk import TransferRefused, Unfinished, safe_name
 from relay.client.files import TransferBroken, receive_files, send_files
-from tests.client.ends import SECONDS, Tap, alice, bob
+from tests.client.ends import BOB, OF_ALICE, SECONDS, Tap, alice, bob
 from tests.relays import ROOT, Relay
 from tests.tokens import token
 
@@ -44,6 +46,18 @@ class Person:
     def run(self, *arguments: str, given: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
         """As `start`, to its end."""
         return finish(self.start(*arguments), given)
+
+
+class PersonOfBob(Person):
+    """Who Alice expects and who expects her, see `tests.client.ends`."""
+
+    def __init__(self, home: Path, url: str, **claims: str) -> None:
+        super().__init__(home, url, **claims)
+        self.key = home / "key.pem"
+        self.key.write_bytes(BOB.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+    def start(self, *arguments: str, **streams: object) -> "subprocess.Popen[bytes]":
+        return super().start("--key-file", str(self.key), "--peer-key", OF_ALICE, *arguments, **streams)
 
 
 def finish(
@@ -400,6 +414,45 @@ def test_a_peer_is_cut_off_and_the_pipe_says_so(people: tuple[Person, Person], s
     finish(asking)
     assert cut.returncode == 5
     assert b"the peer's connection dropped" in cut.stderr
+
+
+async def test_what_came_before_the_peer_was_gone_is_written_all_the_same(
+    daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    """Also what whoever reads from the pipe had not taken by then."""
+    person = PersonOfBob(tmp_path / "bob", daphne.url, session_id=session_id)
+    content = os.urandom(900_000)
+    piping = person.start("pipe", session_id)
+    with contextlib.suppress(ConnectionAbortedError):
+        async with asyncio.timeout(SECONDS), alice(daphne.url, session_id) as peer:
+            for at in range(0, len(content), 10_000):
+                await peer.send(content[at : at + 10_000])
+            raise ConnectionAbortedError
+    piped = await asyncio.to_thread(finish, piping)
+    assert piped.returncode == 5
+    assert piped.stdout == content
+
+
+@pytest.mark.parametrize("wrong", ["stdout", "stdin"])
+def test_a_pipe_ends_where_it_can_not_use_its_own_streams(
+    daphne: Relay, session_id: str, tmp_path: Path, wrong: str
+) -> None:
+    """Also when nobody closes them, and the peer sends for ever."""
+    person = PersonOfBob(tmp_path / "bob", daphne.url, session_id=session_id)
+
+    async def send_for_ever() -> None:
+        async with asyncio.timeout(SECONDS), alice(daphne.url, session_id) as peer:
+            while True:
+                await peer.send(bytes(65_518))
+
+    with (tmp_path / "write-only").open("wb") as unreadable, Path("/dev/full").open("wb") as full:
+        stream = unreadable if wrong == "stdin" else full
+        piping = person.start("pipe", session_id, **{wrong: stream})
+        with pytest.raises(Closed):
+            asyncio.run(send_for_ever())
+    piped = finish(piping)
+    assert piped.returncode == 1
+    assert piped.stderr.count(b"\n") == 1
 
 
 def test_a_key_has_one_fingerprint_and_lets_the_peer_in(people: tuple[Person, Person]) -> None:
