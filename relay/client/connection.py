@@ -10,6 +10,7 @@ application has passed. Leaving it sends the encrypted end, so the peer knows th
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
@@ -19,7 +20,7 @@ from typing import Final, Self
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConcurrencyError, ConnectionClosed, InvalidHandshake, InvalidURI
 
 from relay.client.noise import MAX_MESSAGE, Handshake, NoiseError, Transport
 from relay.client.peers import PeerRefused, PeerRule, vouching
@@ -166,7 +167,7 @@ class RelayConnection:
         finally:
             await self._leave(1000)
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, message: bytes | memoryview) -> None:
         """Send a message of any length the peer takes; returns when there is room for the next one.
 
         Raises `Closed`, and `WireError` after `end`. When it is cancelled, the connection is of no more use.
@@ -259,10 +260,18 @@ class RelayConnection:
         return handshake.split(), vouched
 
     async def _leave(self, code: int) -> None:
+        # The library stops reading when nobody takes what came, and then never sees the answer to its close.
+        dropping = asyncio.create_task(self._drop())
         try:
             await self._socket.close(code)
         finally:
             self._socket.transport.abort()  # where that was cancelled it would stay open; else it's closed
+            dropping.cancel()
+
+    async def _drop(self) -> None:
+        with contextlib.suppress(ConnectionClosed, ConcurrencyError):
+            while True:
+                await self._socket.recv()
 
     async def _send(self, message: bytes) -> None:
         try:

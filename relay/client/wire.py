@@ -185,7 +185,7 @@ class Channel:
         return whole
 
 
-def parts(message: bytes) -> list[tuple[Record, memoryview]]:
+def parts(message: bytes | memoryview) -> list[tuple[Record, memoryview]]:
     """The records that carry an application's message."""
     cuts = range(0, max(len(message), 1), MAX_BODY)
     view = memoryview(message)

@@ -340,3 +340,26 @@ async def test_who_waits_comes_back_when_the_relay_restarts(
 def test_every_close_code_of_the_relay_has_its_words() -> None:
     own = {reason.code for reason in CloseReason} - {1000}
     assert own <= set(SENTENCES)
+
+
+async def test_who_leaves_while_more_comes_than_it_reads_does_not_wait_for_the_time_out(
+    daphne: Relay, session_id: str
+) -> None:
+    """The library behind it takes no close in once it has stopped reading."""
+
+    async def send_for_ever() -> None:
+        async with alice(daphne.url, session_id) as peer:
+            while True:
+                await peer.send(bytes(65_518))
+
+    async def leave() -> None:
+        async with bob(daphne.url, session_id, close_seconds=10 * SECONDS) as peer:
+            waiting, stopped = peer._socket.recv_messages, asyncio.Event()
+            pause = waiting.pause
+            waiting.pause = lambda: (pause(), stopped.set())
+            await stopped.wait()
+            raise ConnectionAbortedError
+
+    async with asyncio.timeout(SECONDS):
+        left = await asyncio.gather(leave(), send_for_ever(), return_exceptions=True)
+    assert [type(error) for error in left] == [ConnectionAbortedError, Closed]
