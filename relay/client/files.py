@@ -27,20 +27,22 @@ Beside that, at any time and without disturbing a transfer:
 
 import asyncio
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, Final, Protocol
 
 from relay.client.connection import RelayConnection
 from relay.client.disk import TransferRefused, Unfinished, exists, safe_name
 
 PIECE: Final = 1024 * 1024 - 1
 """Bytes of a file in one message: with its letter a MiB, so that a slow link shows progress."""
-BLOCK: Final = 4 * PIECE
-"""Bytes that are read or written at once, and hashed, in a thread beside: each hop to one costs a third of a
+PIECES: Final = 4
+"""How many are read or written at once, and hashed, in a thread beside: each hop to one costs a third of a
 millisecond when the cores are busy."""
 MAX_PROBE: Final = 16
 """Bytes that a probe carries at most: room for a number or a nonce, not for data."""
@@ -56,7 +58,7 @@ class TransferBroken(Exception):
 
 
 class _Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes | memoryview, /) -> None: ...
 
 
 async def send_files(
@@ -77,7 +79,7 @@ async def send_files(
 
 
 async def _send(
-    peer: RelayConnection, name: str, file: BinaryIO, progress: Progress, answers: "_Answers"
+    peer: RelayConnection, name: str, file: BufferedReader, progress: Progress, answers: "_Answers"
 ) -> None:
     size = os.fstat(file.fileno()).st_size
     if size == 0 and file.read(1):
@@ -86,8 +88,8 @@ async def _send(
     at = _number(await _answer(answers, name, "have"), size)
     check = hashlib.sha256()
     if at:
-        async with aclosing(_blocks(name, file, check, at)) as blocks:
-            async for _ in blocks:
+        async with aclosing(_messages(name, file, check, at)) as messages:
+            async for _ in messages:
                 pass
         await _tell(peer, sha256=check.hexdigest())
         begin = await _answer(answers, name, "begin")
@@ -97,37 +99,49 @@ async def _send(
             at = file.seek(0)
             check = hashlib.sha256()
     progress(name, at, size)
-    async with aclosing(_blocks(name, file, check, size - at)) as blocks:
-        async for block in blocks:
-            for cut in range(0, len(block), PIECE):
-                piece = memoryview(block)[cut : cut + PIECE]
-                await peer.send(b"".join((b"D", piece)))
-                at += len(piece)
-                progress(name, at, size)
+    async with aclosing(_messages(name, file, check, size - at)) as messages:
+        async for message in messages:
+            await peer.send(message)
+            at += len(message) - 1
+            progress(name, at, size)
     await _tell(peer, sha256=check.hexdigest())
     await _answer(answers, name, "done")
 
 
-async def _blocks(name: str, file: BinaryIO, check: _Hash, size: int) -> AsyncGenerator[bytes, None]:
-    """The next `size` bytes, which go into `check`; each block is read while the one before it is sent."""
+async def _messages(
+    name: str, file: BufferedReader, check: _Hash, size: int
+) -> AsyncGenerator[memoryview, None]:
+    """The next `size` bytes as messages, each valid until the next one is asked for; `check` has them, too.
 
-    def read(most: int) -> bytes:
-        block = file.read(most)
-        check.update(block)
-        return block
+    Some are read while those before them are sent.
+    """
+    # Made once, with the letter in front of each piece: making and copying them costs as much as the cipher.
+    buffers = itertools.cycle(memoryview(bytearray((b"D" + bytes(PIECE)) * PIECES)) for _ in range(2))
 
-    def begin() -> asyncio.Future[bytes]:
-        return asyncio.ensure_future(asyncio.to_thread(read, min(BLOCK, size)))
+    def read(buffer: memoryview, most: int) -> list[memoryview]:
+        filled = []
+        for at in range(0, len(buffer), 1 + PIECE):
+            length = file.readinto(buffer[at + 1 : at + 1 + min(PIECE, most)])
+            if not length:
+                break
+            check.update(buffer[at + 1 : at + 1 + length])
+            filled.append(buffer[at : at + 1 + length])
+            most -= length
+        return filled
+
+    def begin() -> asyncio.Future[list[memoryview]]:
+        return asyncio.ensure_future(asyncio.to_thread(read, next(buffers), size))
 
     reading = begin()
     try:
         while size:
-            block = await reading
-            if not block:
+            filled = await reading
+            if not filled:
                 raise TransferRefused(f"{name} became shorter while it was sent")
-            size -= len(block)
+            size -= sum(len(message) - 1 for message in filled)
             reading = begin()
-            yield block
+            for message in filled:
+                yield message
     finally:
         await asyncio.wait([reading])  # nobody reads a file that is closed
 
@@ -223,7 +237,7 @@ async def _take(
             pieces.append(memoryview(piece)[1:])
             at += len(piece) - 1
             waiting += len(piece) - 1
-            if waiting >= BLOCK:
+            if waiting >= PIECES * PIECE:
                 await keeping
                 keeping = asyncio.ensure_future(asyncio.to_thread(part.append, pieces))
                 pieces, waiting = [], 0
