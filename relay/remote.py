@@ -108,7 +108,9 @@ class RemoteSession:
         if not live.owned:
             live.node = hello["node"]
             live.started_at = datetime.fromisoformat(hello["started_at"])
-            live.session.opened_at -= hello["waiting_ms"] / 1000
+            # Counted back from now, not from this leg's join: the hello's way here makes the session end
+            # that much later than its longest duration, never earlier.
+            live.session.opened_at = self._home.clock() - hello["waiting_ms"] / 1000
         if not leg.paired.done():
             leg.paired.set_result(None)
 
