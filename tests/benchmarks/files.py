@@ -1,4 +1,4 @@
-"""A file from one process to another: by the client, without encryption, and by magic-wormhole."""
+"""A file from one process to another: by the client, without encryption in two ways, and by wormhole."""
 
 import filecmp
 import itertools
@@ -21,10 +21,11 @@ from .exports import LAUNCHER
 from .measure import cpu_seconds
 from .runner import Cell, Server, free_port, wait_until_listening
 
-NOISE, PLAIN, WORMHOLE = "files-client", "files-plain", "files-wormhole"
+NOISE, PIPE, PLAIN, WORMHOLE = "files-client", "files-pipe", "files-plain", "files-wormhole"
 
 TITLES = {
     NOISE: "`send` and `receive` of the client, through Lem Relay on Daphne",
+    PIPE: "`pipe` of the client, but without handshake and encryption, through the same relay",
     PLAIN: "the same file through the same relay by the websockets library, without encryption or checking",
     WORMHOLE: "`wormhole send` and `wormhole receive` through magic-wormhole's transit relay, never directly",
 }
@@ -60,7 +61,8 @@ def run(megabytes: int, repetitions: int, tell: Callable[[str], None]) -> dict[s
         cleaning.callback(relay.stop)
         ways: dict[str, Iterator[Way]] = {
             NOISE: _client(relay, file),
-            PLAIN: _plain(relay, file),
+            PIPE: _bare(relay, file, "bare_pipe"),
+            PLAIN: _bare(relay, file, "plain_pipe"),
         }
         try:
             ways[WORMHOLE] = cleaning.enter_context(_wormhole(folder, file))
@@ -102,10 +104,10 @@ def _client(relay: Server, file: Path) -> Iterator[Way]:
         )
 
 
-def _plain(relay: Server, file: Path) -> Iterator[Way]:
-    pipe = [sys.executable, "-m", "tests.benchmarks.peers.plain_pipe"]
+def _bare(relay: Server, file: Path, peer: str) -> Iterator[Way]:
+    pipe = [sys.executable, "-m", f"tests.benchmarks.peers.{peer}"]
     for number in itertools.count():
-        url = f"ws://127.0.0.1:{relay.target.port}/relay/plain-{number}"
+        url = f"ws://127.0.0.1:{relay.target.port}/relay/{peer}-{number}"
         yield Way(
             [*pipe, "receive", url, str(_copy(file))],
             [*pipe, "send", url, str(file)],
