@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from playwright.sync_api import Browser, Page, expect
 
 from relay.client.connection import RelayConnection
+from relay.client.peers import Fingerprint
+from tests.client.ends import bob
 from tests.relays import Relay
 from tests.tokens import token
 
@@ -113,6 +115,11 @@ def visiting(
         context.close()
     troubles = [text for text in visit.troubles if not any(part in text for part in allowed)]
     assert not troubles
+
+
+def meet(visit: Visit, session_id: str) -> RelayConnection:
+    """Python's side of a session that the page joins next."""
+    return bob(visit.relay.url, session_id, rule=Fingerprint(visit.key))
 
 
 def beside(work: Callable[[], Awaitable[T]]) -> "Future[T]":

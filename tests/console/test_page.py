@@ -19,18 +19,13 @@ from relay.client.peers import Fingerprint
 from tests.admin.test_browser import check_accessibility, reach
 from tests.client.ends import OF_BOB, Tap, bob
 from tests.client.test_command_line import Person, finish
-from tests.console.ends import SIZES, Visit, beside, entering, visiting
+from tests.console.ends import SIZES, Visit, beside, entering, meet, visiting
 from tests.relays import ROOT, Relay, running
 from tests.tokens import token
 
 pytestmark = pytest.mark.system
 
 PICTURES = ROOT / "var" / "screenshots"
-
-
-def meet(visit: Visit, session_id: str) -> RelayConnection:
-    """Python's side of a session that the page joins next."""
-    return bob(visit.relay.url, session_id, rule=Fingerprint(visit.key))
 
 
 def say(**values: Any) -> bytes:
