@@ -84,7 +84,7 @@ lock: $(VENV)/.tests ## compile the two requirement files from pyproject.toml
 PURE := session grants traffic flow window pulse frames closing roles client.noise
 
 coverage: $(VENV)/.tests
-	$(BIN)/python -m pytest --quiet tests/unit tests/test_frames.py $(PURE:%=--cov=relay.%) --cov-branch \
+	$(BIN)/python -m pytest --quiet --numprocesses $(JOBS) tests/unit tests/test_frames.py $(PURE:%=--cov=relay.%) --cov-branch \
 		--cov-report=term-missing --cov-fail-under=100
 
 check: lint types imports migrations-check coverage test ## all that has to be green before a commit
@@ -95,7 +95,7 @@ var/.packages: .ci/packages
 	@touch $@
 
 test-all: $(VENV)/.tests var/.packages ## the tests that need Debian's packages, which it installs (as root)
-	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m system --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 clean: ## remove what the other targets made, runtime data excepted
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage *.egg-info
