@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +149,14 @@ class Relay:
 
 
 @contextlib.contextmanager
-def running(server: str, folder: Path, environ: dict[str, str] | None = None) -> Iterator[Relay]:
-    """A relay for the length of a block; its logs have to be clean at the end."""
+def running(
+    server: str, folder: Path, environ: dict[str, str] | None = None, options: Sequence[str] = ()
+) -> Iterator[Relay]:
+    """A relay for the length of a block, with more `options` of its server; its logs have to be clean at the
+    end."""
     folder.mkdir(parents=True, exist_ok=True)
     relay = Relay(server, folder, environ)
+    relay.command[-1:-1] = options
     relay.start()
     try:
         yield relay

@@ -126,7 +126,8 @@ async def test_one_that_vanishes_after_more_than_the_relay_keeps_frees_the_sessi
     daphne, tmp_path, session_id
 ):
     """Its socket isn't read any more, and still its end is noticed. (uvicorn has no way to tell.)"""
-    with running(daphne, tmp_path) as relay:
+    # Which the next ping does; 20 seconds apart unless told.
+    with running(daphne, tmp_path, options=("--ping-interval", "2")) as relay:
         async with connect(relay, session_id) as client:
             sending = asyncio.create_task(flood(client))
             async with asyncio.timeout(20):
