@@ -35,6 +35,9 @@ COMMANDS = {
     ],
 }  # fmt: skip
 
+ENVIRON = {"uvicorn": {"MALLOC_MMAP_THRESHOLD_": "131072"}}
+"""What belongs to a server's command; see the README on uvicorn."""
+
 NOISE = (
     # uvicorn logs a client's bad UTF-8 with a traceback of its own,
     r"ERROR:    Invalid UTF-8 sequence received from client\..*?UnicodeDecodeError:[^\n]*\n",
@@ -58,6 +61,7 @@ class Relay:
             "RELAY_VAR_DIR": str(folder),
             "PYTHONWARNINGS": "error::ResourceWarning",
             "RELAY_SPLICE": str(server == "daphne spliced"),
+            **ENVIRON.get(server, {}),
             **(environ or {}),
         }
         self.max_message_bytes = int(self.environ.get("RELAY_MAX_MESSAGE_BYTES", 1024 * 1024))
