@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -60,11 +60,11 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
         try:
             await self._enter_group(leg)
             if self.channel_name:
-                loops.append(asyncio.create_task(self._follow(leg)))
+                loops.append(_loop(leg, self._follow(leg)))
                 # A layer lets go of a channel when its receive is cancelled: so it has to have begun.
                 await asyncio.sleep(0)
             if not leg.over.done():
-                leg.reader = asyncio.create_task(self._read(leg, receive))
+                leg.reader = _loop(leg, self._read(leg, receive))
                 loops.append(leg.reader)
             close = await leg.over
             if close is not None:
@@ -163,9 +163,13 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
                 leg.idle = False
                 for message in kept:
                     await leg.link.forward(message)
-                self.sessions.splice(leg)
-                leg.idle = True
-            return await (receive() if room.paused else receiving)
+                # A message that came meanwhile is taken from the socket already, and goes the ordinary way.
+                if room.paused or not receiving.done():
+                    self.sessions.splice(leg)
+                    leg.idle = True
+            message = await (receive() if room.paused else receiving)
+            leg.idle = False
+            return message
         finally:
             receiving.cancel()
 
@@ -221,13 +225,27 @@ def _warn_of_plain_server() -> None:
     )
 
 
+def _loop(leg: sessions.Leg, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task that does `work`. Should that fail, the leg fails with it: without it frames would stay away."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if leg.over.done():
+            logger.error("a loop of a leg that had ended failed", exc_info=error)
+        else:
+            leg.over.set_exception(error)  # which the server logs
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(ended)
+    return task
+
+
 async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancel `tasks` and wait until they have ended; an error in one of them is logged, not raised."""
+    """Cancel `tasks` and wait until they have ended."""
     for task in tasks:
         task.cancel()
-    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(outcome, Exception):
-            logger.error("a loop of a leg failed", exc_info=outcome)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _disconnect(receive: Receive) -> Message:

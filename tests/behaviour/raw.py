@@ -19,7 +19,8 @@ class RawClient:
     def request(relay: Any, session_id: str, jwt: str | None = None) -> bytes:
         """The bytes of an upgrade request."""
         return (
-            f"GET /relay/{session_id} HTTP/1.1\r\nHost: {relay.host}:{relay.port}\r\n"
+            # Without the port: of a cluster, asking for it would be this leg's turn.
+            f"GET /relay/{session_id} HTTP/1.1\r\nHost: {relay.host}\r\n"
             "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
             f"Authorization: Bearer {jwt or token()}\r\n\r\n"
