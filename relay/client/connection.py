@@ -12,17 +12,26 @@ application has passed. Leaving it sends the encrypted end, so the peer knows th
 import asyncio
 import contextlib
 import logging
-import random
 import socket
-from collections.abc import AsyncIterator, Callable
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Final, Self
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConcurrencyError, ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.client import process_exception
+from websockets.exceptions import (
+    ConcurrencyError,
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidProxy,
+    InvalidStatus,
+    InvalidURI,
+)
 
 from relay.client.noise import MAX_MESSAGE, Handshake, NoiseError, Transport
+from relay.client.patience import Patience
 from relay.client.peers import PeerRefused, PeerRule, vouching
 from relay.client.wire import (
     MAX_MESSAGE_BYTES,
@@ -70,15 +79,30 @@ class Closed(Exception):
     `code` is the WebSocket close code, 1006 where it dropped; 0 where the relay could not be reached at all.
     """
 
-    def __init__(self, code: int, detail: str = "") -> None:
+    def __init__(self, code: int, *, held: float = 0.0) -> None:
         self.code = code
-        sentence = SENTENCES.get(code) or f"the peer left before it was done (close code {code})"
-        super().__init__(detail if code == 0 else sentence)
+        self.held = held
+        """Seconds for which this side's WebSocket was open."""
+        super().__init__(SENTENCES.get(code) or f"the peer left before it was done (close code {code})")
 
     @property
     def come_back(self) -> bool:
-        """Whether the close asks to connect again."""
+        """Whether to connect again is what the close asks for."""
         return self.code in COME_BACK
+
+
+class Unreachable(Closed):
+    """There is no connection to the relay; the message says why, `code` is 0."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(0)
+        self.args = (f"can't connect to the relay: {error}",)
+        self._passes = _passes(error)
+
+    @property
+    def come_back(self) -> bool:
+        """Whether it may be otherwise soon, as nothing about it looks as if it were set up wrongly."""
+        return self._passes
 
 
 class RelayConnection:
@@ -87,15 +111,18 @@ class RelayConnection:
     url: `ws://` or `wss://`, host and port of the relay. token: the JWT that opens the session.
     key: this side's static key. rule: whom to accept. vouching_token: shown to the peer as proof of our key;
     never the one that opens the session (see `relay.client.wire`). verify: called with the words for two
-    people to compare and the peer's fingerprint, and refuses the peer by giving False; it may take its time
-    (it runs in a thread).
+    people to compare and the peer's fingerprint, and refuses the peer by giving False; it may take its time,
+    and is cancelled where the connection closes meanwhile.
     max_message_bytes: the longest message that is taken from the peer.
     connect_seconds: how long to try again, with growing pauses, while the relay can't be reached or asks to
-    come back; 0 is one attempt. handshake_seconds: for the peer to answer once it is
-    there, people not counted. close_seconds: for the peer to finish, too, on leaving.
+    come back, from the first such failure in a row on; 0 is one attempt. handshake_seconds: for the peer to
+    answer once it is there, people not counted. close_seconds: for the peer to finish, too, on leaving.
+    silence_seconds: without an answer from the relay's machine to what was sent, a ping at least, after which
+    the connection counts as dropped (on systems that have TCP_USER_TIMEOUT, RFC 5482).
 
-    Raises on entering: `Closed` (relay or peer refused or left), `PeerRefused` (we did), `WireError` and
-    `NoiseError` (not our protocol, or someone in between), `ValueError` (not a URL), `TimeoutError`.
+    Raises on entering: `Closed` (relay or peer refused or left, `Unreachable` without a connection),
+    `PeerRefused` (we did), `WireError` and `NoiseError` (not our protocol, or someone in between),
+    `ValueError` (not a URL, or no proxy that can be used), `TimeoutError`, and what `verify` raises.
     Raises on making: `ValueError` where the vouching token is none, or not for this key and session.
     """
 
@@ -108,7 +135,7 @@ class RelayConnection:
         key: X25519PrivateKey,
         rule: PeerRule,
         vouching_token: str = "",
-        verify: Callable[[str, str], bool] | None = None,
+        verify: Callable[[str, str], Awaitable[bool]] | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         connect_seconds: float = 60.0,
         handshake_seconds: float = 30.0,
@@ -129,6 +156,7 @@ class RelayConnection:
         self._silence_seconds = silence_seconds
         self._sending = asyncio.Lock()
         self._socket: ClientConnection
+        self._opened = 0.0
         self._channel: Channel
         self.words = ""
         """What two people compare to know that nobody is in between."""
@@ -136,19 +164,16 @@ class RelayConnection:
         """The peer's key as `SHA256:...`."""
 
     async def __aenter__(self) -> Self:
-        deadline = asyncio.get_running_loop().time() + self._connect_seconds
-        pause = 0.2
+        now = asyncio.get_running_loop().time
+        patience = Patience(self._connect_seconds)
         while True:
             try:
                 return await self._enter()
             except Closed as error:
-                left = deadline - asyncio.get_running_loop().time()
-                if not (error.come_back or error.code == 0) or left <= 0:
+                if not error.come_back or (pause := patience.failed(now(), error.held)) is None:
                     raise
                 log.warning("%s; trying again", error)
-            # Spread out: all who were sent away by one restart don't return in one moment.
-            await asyncio.sleep(min(pause * random.uniform(0.5, 1.0), left))  # noqa: S311
-            pause = min(pause * 2, 5.0)
+            await asyncio.sleep(pause)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -211,10 +236,11 @@ class RelayConnection:
                 ping_interval=self._silence_seconds / 3,
                 close_timeout=self._close_seconds,
             )
-        except InvalidURI as error:
+        except (InvalidURI, InvalidProxy, ImportError) as error:  # a SOCKS proxy needs another library
             raise ValueError(str(error)) from None
         except (InvalidHandshake, EOFError, TimeoutError, OSError) as error:
-            raise Closed(0, f"can't connect to the relay: {error}") from None
+            raise Unreachable(error) from None
+        self._opened = asyncio.get_running_loop().time()
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             self._socket.transport.get_extra_info("socket").setsockopt(
                 socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._silence_seconds * 1000)
@@ -239,13 +265,26 @@ class RelayConnection:
         self.words = words(transport.handshake_hash)
         self._rule.check(transport.remote_static, self._session_id, vouched)
         if self._verify is not None:
-            same = await asyncio.to_thread(self._verify, self.words, self.peer_fingerprint)
-            if not same:
-                raise PeerRefused("the words on the two sides are not the same")
+            await self._compare(self._verify)
         self._rule.accepted(transport.remote_static, self._session_id)
         self._channel = Channel(transport, self._max_message_bytes)
         await self._send(self._channel.seal(Record.READY))
         self._channel.open(await self._receive())  # nothing but `ready` can be first
+
+    async def _compare(self, verify: Callable[[str, str], Awaitable[bool]]) -> None:
+        """Have the words compared, for as long as there is somebody to compare them with."""
+        asking = asyncio.ensure_future(verify(self.words, self.peer_fingerprint))
+        gone = asyncio.ensure_future(self._socket.wait_closed())
+        try:
+            await asyncio.wait({asking, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise self._closed(self._socket.close_code)
+            if not asking.result():
+                raise PeerRefused("the words on the two sides are not the same")
+        finally:
+            for task in (asking, gone):
+                task.cancel()
+            await asyncio.wait({asking, gone})
 
     async def _shake_hands(self, initiator: bool, prologue: bytes) -> tuple[Transport, bytes]:
         handshake = Handshake(initiator=initiator, prologue=prologue, static=self._key)
@@ -273,21 +312,30 @@ class RelayConnection:
             while True:
                 await self._socket.recv()
 
+    def _closed(self, code: int | None) -> Closed:
+        """The connection closed; without a code it dropped."""
+        return Closed(code or 1006, held=asyncio.get_running_loop().time() - self._opened)
+
     async def _send(self, message: bytes) -> None:
         try:
             await self._socket.send(message)
         except ConnectionClosed as error:
-            raise _closed(error) from None
+            raise self._closed(error.rcvd.code if error.rcvd else None) from None
 
     async def _receive(self) -> bytes:
         try:
             message = await self._socket.recv()
         except ConnectionClosed as error:
-            raise _closed(error) from None
+            raise self._closed(error.rcvd.code if error.rcvd else None) from None
         if isinstance(message, str):
             raise WireError("the peer sent a text message")
         return message
 
 
-def _closed(error: ConnectionClosed) -> Closed:
-    return Closed(error.rcvd.code if error.rcvd else 1006)
+def _passes(error: Exception) -> bool:
+    """Whether what keeps us from the relay may be over soon; a wrong path or certificate stays wrong."""
+    if isinstance(error, ssl.SSLError):
+        return isinstance(error, ssl.SSLEOFError)  # as when a balancer restarts
+    if isinstance(error, InvalidStatus) and error.response.status_code in (408, 425, 429):
+        return True  # which ask for patience, by RFC 9110, 8470 and 6585
+    return isinstance(error, EOFError) or process_exception(error) is None

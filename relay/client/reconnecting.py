@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final, TypeVar
 
 from relay.client.connection import Closed, RelayConnection
+from relay.client.patience import Patience
 
 log = logging.getLogger(__name__)
 
@@ -14,13 +14,10 @@ DROPPED: Final = frozenset({1006, 1012, 1013, 4410, 4411, 4413, 4415})
 """Close codes by which a connection dropped, on either side, so that both may meet again at once."""
 TIMED_OUT: Final = frozenset({4408, 4412, 4414})
 """Close codes by which the relay's patience ended: for what serves for as long as it is left running."""
+LEFT: Final = frozenset({1000, 1001, 1005})
+"""Close codes of a peer that left, be it in the middle."""
 HELD: Final = 4409
 """Both places are taken; after a drop by our own old leg, maybe, which the relay has not missed yet."""
-STEADY_SECONDS: Final = 10.0
-"""A connection that held for as long was a good one: its drop begins a new count."""
-FIRST_PAUSE: Final = 0.5
-LAST_PAUSE: Final = 5.0
-"""Seconds between attempts, from the first to the longest, of which each waits a random part."""
 
 T = TypeVar("T")
 
@@ -46,20 +43,15 @@ async def reconnecting(
     `seconds` are over.
     """
     now = asyncio.get_running_loop().time
-    trouble: float | None = None  # when the first of the sessions dropped that did not hold
-    pause = FIRST_PAUSE
+    patience = Patience(seconds)
     while True:
-        begun = now()
         try:
             async with connect() as peer:
                 return await work(peer)
         except Closed as error:
-            if error.code not in codes and (error.code != HELD or trouble is None):
+            if error.code not in codes and (error.code != HELD or patience.untried):
                 raise
-            if trouble is None or now() - begun > STEADY_SECONDS:
-                trouble, pause = now(), FIRST_PAUSE
-            if now() - trouble >= seconds:
+            if (pause := patience.failed(now(), error.held)) is None:
                 raise
             log.warning("%s; going on from there", error)
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads them out, no more
-        pause = min(2 * pause, LAST_PAUSE)
+        await asyncio.sleep(pause)

@@ -1,14 +1,16 @@
 """What the client shows to a person, and asks them."""
 
+import asyncio
+import os
+import select
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 from tqdm import tqdm
 
 from relay.client.files import printable
 
-TERMINAL: Final = Path("/dev/tty")
+TERMINAL: Final = "/dev/tty"
 
 
 class Words:
@@ -17,22 +19,57 @@ class Words:
     def __init__(self) -> None:
         self._confirmed: set[str] = set()
 
-    def __call__(self, words: str, peer: str) -> bool:
+    async def __call__(self, words: str, peer: str) -> bool:
         """Whether the person says that the other side shows the same; `peer` is the key's fingerprint.
 
         A key that was confirmed before needs no answer; the words are shown all the same, as the other side
-        may be a new process that asks its person.
+        may be a new process that asks its person. Raises `OSError` where there is no terminal to ask at.
         """
-        # On the terminal itself: stdin and stdout may carry data. Twice, as it can't be opened for both.
-        with TERMINAL.open("w") as screen, TERMINAL.open() as keyboard:
+        import termios  # not on Windows, which has no such terminal either
+
+        # On the terminal itself: stdin and stdout may carry data.
+        terminal = os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY)
+        try:
             if peer in self._confirmed:
-                print(f"The words are now  {words}  with the same key.", file=screen)
+                _show(terminal, f"The words are now  {words}  with the same key.\n")
                 return True
-            print(f"Does the peer show the same words?  {words}  [y/N] ", end="", file=screen, flush=True)
-            if keyboard.readline().strip().lower() not in ("y", "yes"):
-                return False
+            termios.tcflush(terminal, termios.TCIFLUSH)  # what was typed before is no answer to this
+            _show(terminal, f"Does the peer show the same words?  {words}  [y/N] ")
+            try:
+                answer = await _typed(terminal)
+            except asyncio.CancelledError:
+                _show(terminal, "(never mind)\n")
+                raise
+        finally:
+            os.close(terminal)
+        if answer.strip().lower() not in (b"y", b"yes"):
+            return False
         self._confirmed.add(peer)
         return True
+
+
+def _show(terminal: int, text: str) -> None:
+    os.write(terminal, text.encode())
+
+
+async def _typed(terminal: int) -> bytes:
+    """The line that a person types; once this is cancelled, nothing of it is taken.
+
+    In a thread, as not every system's event loop can watch a terminal.
+    """
+    stopped, stop = os.pipe()
+
+    def take() -> bytes:
+        ready, _, _ = select.select([terminal, stopped], [], [])
+        return b"" if stopped in ready else os.read(terminal, 1024)  # a line at a time, by termios(3)
+
+    taking = asyncio.ensure_future(asyncio.to_thread(take))
+    try:
+        return await asyncio.shield(taking)
+    finally:
+        os.close(stop)  # by which the other end of the pipe has something to read: its end
+        await asyncio.wait([taking])
+        os.close(stopped)
 
 
 def say(text: str) -> None:

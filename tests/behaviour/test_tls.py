@@ -1,52 +1,19 @@
 """The same over TLS, on Daphne's `ssl:` endpoint: spliced and not."""
 
 import asyncio
-import datetime
-import ipaddress
 import random
 import ssl
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from tests.behaviour.clients import closed, drop, pair
+from tests.certificates import self_signed
 from tests.relays import COMMANDS, running
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A self-signed certificate for 127.0.0.1; gives the files of key and certificate."""
-    folder = tmp_path_factory.mktemp("tls")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "relay under test")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
-    return folder / "key.pem", folder / "cert.pem"
-
-
 @pytest.fixture(scope="module", params=["True", "False"], ids=["spliced", "not spliced"])
-def tls_relay(request, certificate, tmp_path_factory):
-    key, cert = certificate
+def tls_relay(request, tmp_path_factory):
+    key, cert = self_signed(tmp_path_factory.mktemp("tls"))
     endpoint = f"ssl:{{port}}:privateKey={key}:certKey={cert}:interface=127.0.0.1"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(COMMANDS, "daphne tls", ["daphne", "-e", endpoint, "lemcloud.asgi:application"])

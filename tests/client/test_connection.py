@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import ssl
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from relay.client.connection import SENTENCES, Closed, RelayConnection
+from relay.client.connection import SENTENCES, Closed, RelayConnection, Unreachable
 from relay.client.noise import Handshake, NoiseError
 from relay.client.peers import Fingerprint, KnownPeers, PeerRefused, SignedClaim
 from relay.client.wire import REFUSED, WireError, agree, hello
 from relay.closing import CloseReason
+from tests.certificates import self_signed
 from tests.client.ends import ALICE, OF_ALICE, OF_BOB, SECONDS, Tap, alice, bob, outcome
 from tests.relays import Relay, running
 from tests.tokens import token
@@ -181,7 +183,7 @@ async def test_words_that_differ_refuse_the_peer_and_are_not_remembered(
     known = KnownPeers(tmp_path / "known_peers")
     shown: list[str] = []
 
-    def no(words: str, peer: str) -> bool:
+    async def no(words: str, peer: str) -> bool:
         assert peer == OF_BOB
         shown.append(words)
         return False
@@ -192,6 +194,32 @@ async def test_words_that_differ_refuse_the_peer_and_are_not_remembered(
     assert isinstance(refusing, PeerRefused)
     assert isinstance(refused, Closed)
     assert len(shown) == 1
+    assert not known.path.exists()
+
+
+async def test_a_question_about_a_peer_that_left_is_withdrawn(
+    daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    """A person may take as long as they like, and would answer for whoever comes next."""
+    known = KnownPeers(tmp_path / "known_peers")
+    asked, withdrawn = asyncio.Event(), asyncio.Event()
+
+    async def ask(words: str, peer: str) -> bool:
+        asked.set()
+        try:
+            return await asyncio.Event().wait()
+        finally:
+            withdrawn.set()
+
+    asking = asyncio.create_task(outcome(alice(daphne.url, session_id, rule=known, verify=ask)))
+    leaving = asyncio.create_task(outcome(bob(daphne.url, session_id)))
+    async with asyncio.timeout(SECONDS):
+        await asked.wait()
+        leaving.cancel()
+        error = await asking
+    assert isinstance(error, Closed)
+    assert error.code == 1001
+    assert withdrawn.is_set()
     assert not known.path.exists()
 
 
@@ -316,6 +344,48 @@ async def test_a_relay_that_is_not_there_is_tried_again_until_it_is(session_id: 
     finally:
         relay.stop()
     relay.check_logs()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "lasting"),
+    [
+        ("ws", b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
+        ("ws", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        ("ws", b"SSH-2.0-OpenSSH_9.2\r\n"),
+        ("wss", b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+    ],
+    ids=["another path", "no WebSocket", "not HTTP", "no TLS"],
+)
+async def test_what_will_not_pass_is_not_tried_again(session_id: str, scheme: str, lasting: bytes) -> None:
+    """Beside what will: a balancer that has no node just now, or restarts itself."""
+    passing = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+    answers = [lasting, passing if scheme == "ws" else b"", b""]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answers.pop())
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        error = await outcome(alice(url, session_id, connect_seconds=10 * SECONDS))
+    assert isinstance(error, Unreachable)
+    assert not error.come_back
+    assert str(error).startswith("can't connect to the relay: ")
+    assert not answers
+
+
+async def test_a_certificate_that_is_not_trusted_is_not_tried_again(session_id: str, tmp_path: Path) -> None:
+    key, certificate = self_signed(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, ssl=tls)
+    async with server:
+        address = f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        error = await outcome(alice(address, session_id, connect_seconds=10 * SECONDS))
+    assert isinstance(error, Unreachable)
+    assert not error.come_back
+    assert "certificate verify failed" in str(error)
 
 
 async def test_who_waits_comes_back_when_the_relay_restarts(
