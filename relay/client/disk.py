@@ -1,6 +1,7 @@
 """Where received files go: under plain names, beside each other, and over nothing that is there already."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -12,6 +13,9 @@ from typing import Final, Self
 
 MAX_NAME_BYTES: Final = 180
 """Of a name: most file systems allow 255, of which the unfinished file's affixes need 27."""
+
+NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What a file system without hard links says, as memory cards have it."""
 
 
 class TransferRefused(Exception):
@@ -106,12 +110,23 @@ class Unfinished:
                 f"{self._name} came over damaged (its SHA-256 is another); what came is deleted"
             )
         try:
-            # Unlike a rename, this never replaces what came to be there meanwhile.
-            os.link(self._path, self._final)
+            publish(self._path, self._final)
         except FileExistsError:
             raise exists(self._name) from None
-        self._path.unlink()
         return self._final
+
+
+def publish(draft: Path, target: Path) -> None:
+    """Give a finished file its name. Raises `FileExistsError` where that is taken: nothing is replaced."""
+    try:
+        os.link(draft, target)  # unlike a rename, which replaces what came to be there meanwhile
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # so that the name is ours
+        draft.replace(target)
+    else:
+        draft.unlink()
 
 
 def _hold(file: int, name: str) -> None:

@@ -7,6 +7,7 @@ A vouching token names a key and a session and opens nothing, so that it can be 
 is never the token that opens the session, and each is refused in the other's place (`token_type`).
 """
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from relay.client.disk import publish
 from relay.client.wire import fingerprint
 
 ASYMMETRIC: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA")
@@ -153,12 +155,9 @@ def own_key(path: Path) -> X25519PrivateKey:
             draft.unlink(missing_ok=True)
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(pem)
-            try:
-                os.link(draft, path)  # whole or not at all, and never over another process's key
-            except FileExistsError:
-                pass
-            finally:
-                draft.unlink()
+            with contextlib.suppress(FileExistsError):  # another process was the first, and its key counts
+                publish(draft, path)
+            draft.unlink(missing_ok=True)
         loaded = load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
         raise KeyFileError(f"{path} can't be used as a key: {error}") from None

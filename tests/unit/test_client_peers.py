@@ -142,14 +142,6 @@ def test_a_broken_line_is_not_a_new_peer(tmp_path: Path) -> None:
         KnownPeers(path).check(KEY, "demo", b"")
 
 
-def test_a_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "key.pem"
-    made = own_key(path)
-    assert own_key(path).private_bytes_raw() == made.private_bytes_raw()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert list(path.parent.iterdir()) == [path]
-
-
 def test_what_is_no_key_is_an_error_and_stays(tmp_path: Path) -> None:
     for content in (b"no key", private_pem("EdDSA").encode()):
         path = tmp_path / "key.pem"
