@@ -8,21 +8,26 @@ import re
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
-from relay.client.connection import RelayConnection
+from relay.client.connection import Closed, RelayConnection
+from relay.client.disk import TransferRefused, safe_name
 from relay.client.files import receive_files, send_files
 from relay.client.options import HOME, Side, side_of
 from relay.client.outcomes import EXITS, fail, run
+from relay.client.patience import FIRST_PAUSE
 from relay.client.peers import KeyFileError, own_key
 from relay.client.pipes import pipe_through
 from relay.client.probe import measure
-from relay.client.reconnecting import DROPPED, TIMED_OUT, reconnecting
+from relay.client.reconnecting import DROPPED, LEFT, TIMED_OUT, reconnecting
 from relay.client.streams import Streams
 from relay.client.terminal import Bar, say
 from relay.client.wire import fingerprint
+
+log = logging.getLogger(__name__)
 
 
 @click.group(epilog=EXITS)
@@ -67,7 +72,8 @@ from relay.client.wire import fingerprint
     default=60,
     show_default=True,
     metavar="SECONDS",
-    help="how long to try again while the relay can't be reached or restarts",
+    help="how long to try again while the relay can't be reached or restarts; `probe` tries once, "
+    "unless told",
 )
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
@@ -121,6 +127,12 @@ def pipe(context: click.Context, session: str) -> None:
 @click.pass_context
 def send(context: click.Context, session: str | None, files: tuple[Path, ...]) -> None:
     """Send files to the peer, which runs `receive`."""
+    try:
+        names = [safe_name(path.name) for path in files]
+    except TransferRefused as error:
+        fail(1, error)
+    if len(set(names)) < len(names):
+        raise click.UsageError("two of the files have the same name, and the receiver has one folder for all")
     side = _side(context)
     session_id = side.session(session)
 
@@ -175,7 +187,7 @@ class Forward(click.ParamType[tuple[str, int, str]]):
 @click.argument("session")
 @click.pass_context
 def forward(context: click.Context, forwards: tuple[tuple[str, int, str], ...], session: str) -> None:
-    """TCP connections to this machine go to the peer's, which runs `serve`."""
+    """TCP connections to this machine go to the peer's, which runs `serve`; until it is stopped."""
     side = _side(context)
 
     async def work(peer: RelayConnection) -> None:
@@ -197,7 +209,10 @@ def forward(context: click.Context, forwards: tuple[tuple[str, int, str], ...], 
 @click.argument("session")
 @click.pass_context
 def serve(context: click.Context, allow: tuple[str, ...], session: str) -> None:
-    """Let the peer, which runs `forward`, connect to the targets allowed here, and nowhere else."""
+    """Let the peer, which runs `forward`, connect to the targets allowed here, and nowhere else.
+
+    It goes on until it is stopped: when the peer has left, it waits for the next one.
+    """
     for target in allow:
         if not re.fullmatch(r"(\[[^]]+\]|[^:]+):\d{1,5}", target):
             raise click.BadParameter(f"{target} is not HOST:PORT", param_hint="--allow")
@@ -209,10 +224,17 @@ def serve(context: click.Context, allow: tuple[str, ...], session: str) -> None:
     run(lambda: _standing(side, session, work))
 
 
-async def _standing(side: Side, session: str, work: Callable[[RelayConnection], Awaitable[None]]) -> None:
-    """`work` for as long as this side is left running: through quiet hours, too."""
+async def _standing(side: Side, session: str, work: Callable[[RelayConnection], Awaitable[None]]) -> NoReturn:
+    """`work` for as long as this side is left running: through quiet hours, for one peer after the other."""
     connect = functools.partial(side.connection, session)
-    await reconnecting(connect, work, seconds=side.retry, codes=DROPPED | TIMED_OUT)
+    while True:
+        try:
+            await reconnecting(connect, work, seconds=side.retry, codes=DROPPED | TIMED_OUT)
+        except Closed as error:
+            if error.code not in LEFT:
+                raise
+        log.warning("the peer left; waiting for the next one")
+        await asyncio.sleep(FIRST_PAUSE)  # should one come and leave for ever
 
 
 @main.command()
@@ -228,6 +250,8 @@ def probe(context: click.Context, url: str, session: str | None, megabytes: int)
     The token is used twice, so it must not name a role.
     """
     context.obj["url"] = url
+    if context.find_root().get_parameter_source("retry") is ParameterSource.DEFAULT:
+        context.obj["retry"] = 0.0  # what is asked is how it is now
     side = _side(context, own_legs=True)
     session_id = side.session(session)
 

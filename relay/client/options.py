@@ -22,15 +22,26 @@ class Side:
     """What the options say: how to connect, and whom to accept."""
 
     url: str
-    token: str
+    token_file: Path | None
     vouching: str
     key: X25519PrivateKey
     rule: PeerRule
     verify: Words | None
     retry: float
 
+    @property
+    def token(self) -> str:
+        """The token that opens sessions: what the file has now, as a new one may be put there in time.
+
+        Raises `click.UsageError`, `OSError` and `ValueError`.
+        """
+        token = _text(self.token_file, "RELAY_TOKEN")
+        if not token:
+            raise click.UsageError("there is no token: set RELAY_TOKEN, or give --token-file")
+        return token
+
     def connection(self, session_id: str) -> RelayConnection:
-        """A new connection to the session."""
+        """A new connection to the session. Raises what `token` raises."""
         return RelayConnection(
             self.url, session_id, self.token, key=self.key, rule=self.rule, vouching_token=self.vouching,
             verify=self.verify, connect_seconds=self.retry,
@@ -49,13 +60,6 @@ def side_of(options: dict[str, Any], *, own_legs: bool = False) -> Side:
 
     Raises `click.UsageError`, `KeyFileError`, `OSError` and `ValueError`.
     """
-    token = _text(options["token_file"], "RELAY_TOKEN")
-    if not token:
-        raise click.UsageError("there is no token: set RELAY_TOKEN, or give --token-file")
-    if own_legs and (role := claims_of(token).get("role")):
-        raise click.UsageError(
-            f"the token is for the role {role} alone, and both legs need one: use a token without a role"
-        )
     rule: PeerRule
     key = own_key(options["key_file"])
     try:
@@ -70,9 +74,14 @@ def side_of(options: dict[str, Any], *, own_legs: bool = False) -> Side:
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     vouching = "" if own_legs else _text(options["vouching_file"], "RELAY_VOUCHING_TOKEN")
-    return Side(
-        options["url"], token, vouching, key, rule, Words() if options["verify"] else None, options["retry"]
-    )
+    verify = Words() if options["verify"] and not own_legs else None
+    side = Side(options["url"], options["token_file"], vouching, key, rule, verify, options["retry"])
+    role = claims_of(side.token).get("role")
+    if own_legs and role:
+        raise click.UsageError(
+            f"the token is for the role {role} alone, and both legs need one: use a token without a role"
+        )
+    return side
 
 
 def _text(file: Path | None, variable: str) -> str:

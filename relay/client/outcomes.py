@@ -1,6 +1,8 @@
 """How a command of the client ends: its exit code and its one line."""
 
 import asyncio
+import contextlib
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NoReturn, TypeVar
@@ -28,13 +30,24 @@ Exit codes:
   4  the relay refuses: token, session, quota
   5  the relay can't be reached, the peer did not come, or the connection broke
   6  the peer, or its key, is refused by either side
+  130, 143  stopped by Ctrl-C (SIGINT) or SIGTERM
 """
+
+
+class Stopped(Exception):
+    """A signal asked this process to stop; `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run to the end, or exit with one clear line and the code that tells what it was."""
     try:
-        return asyncio.run(work())
+        return asyncio.run(_until_stopped(work))
+    except Stopped as error:
+        sys.exit(128 + error.number)  # as shells have it
     except Closed as error:
         fail(EXIT.get(error.code, 5), error)
     except PeerRefused as error:
@@ -45,6 +58,28 @@ def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         fail(5, "the peer did not answer in time")
     except (TransferRefused, TransferBroken, KeyFileError, OSError, ValueError) as error:
         fail(1, error)
+
+
+async def _until_stopped(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What `work` gives, or `Stopped` by a signal, which cancels it: so it leaves its session in order."""
+    working = asyncio.ensure_future(work())
+    numbers: list[int] = []
+
+    def stop(number: int) -> None:
+        numbers.append(number)
+        working.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            continue  # as a shell has it for what it runs in the background
+        with contextlib.suppress(NotImplementedError):  # on Windows, where Python's own handler remains
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    try:
+        return await working
+    except asyncio.CancelledError:
+        if numbers:
+            raise Stopped(numbers[0]) from None
+        raise
 
 
 def fail(code: int, error: object) -> NoReturn:

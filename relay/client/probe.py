@@ -19,27 +19,35 @@ async def measure(one: RelayConnection, two: RelayConnection, total: int) -> tup
     Raises what connections raise.
     """
     answering = asyncio.create_task(_answer(two))
+    asking = asyncio.create_task(_ask(one, total))
     try:
-        async with one as peer:
-            answers = aiter(peer)
-            trips = []
-            for _ in range(ROUNDS):
-                begun = time.perf_counter()
-                await peer.send(b"p")
-                await anext(answers)
-                trips.append(time.perf_counter() - begun)
+        # The one that is refused says why; the other one would wait for it as for a peer that is late.
+        await asyncio.wait({asking, answering}, return_when=asyncio.FIRST_EXCEPTION)
+        for leg in (asking, answering):
+            if leg.done():
+                leg.result()
+    finally:
+        for leg in (asking, answering):
+            leg.cancel()
+        await asyncio.gather(asking, answering, return_exceptions=True)
+    return asking.result()
+
+
+async def _ask(connection: RelayConnection, total: int) -> tuple[float, float]:
+    async with connection as peer:
+        answers = aiter(peer)
+        trips = []
+        for _ in range(ROUNDS):
             begun = time.perf_counter()
-            for at in range(0, total, PIECE):
-                await peer.send(bytes(min(PIECE, total - at)))
             await peer.send(b"p")
             await anext(answers)
-            seconds = time.perf_counter() - begun
-        await answering
-    finally:
-        answering.cancel()
-        await asyncio.wait([answering])
-        if not answering.cancelled():
-            answering.exception()  # the other leg's error says why; this one only that it followed
+            trips.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        for at in range(0, total, PIECE):
+            await peer.send(bytes(min(PIECE, total - at)))
+        await peer.send(b"p")
+        await anext(answers)
+        seconds = time.perf_counter() - begun
     return median(trips), total / seconds
 
 

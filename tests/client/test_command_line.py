@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -15,12 +16,14 @@ import termios
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from relay.client.connection import Closed
 from relay.client.disk import TransferRefused, Unfinished, safe_name
 from relay.client.files import TransferBroken, receive_files, send_files
-from tests.client.ends import BOB, OF_ALICE, SECONDS, Tap, alice, bob
+from relay.client.options import side_of
+from tests.client.ends import BOB, OF_ALICE, SECONDS, Tap, alice, bob, outcome
 from tests.relays import ROOT, Relay
 from tests.tokens import token
 
@@ -48,13 +51,17 @@ class Person:
         return finish(self.start(*arguments), given)
 
 
+def pem(key: X25519PrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
 class PersonOfBob(Person):
     """Who Alice expects and who expects her, see `tests.client.ends`."""
 
     def __init__(self, home: Path, url: str, **claims: str) -> None:
         super().__init__(home, url, **claims)
         self.key = home / "key.pem"
-        self.key.write_bytes(BOB.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        self.key.write_bytes(pem(BOB))
 
     def start(self, *arguments: str, **streams: object) -> "subprocess.Popen[bytes]":
         return super().start("--key-file", str(self.key), "--peer-key", OF_ALICE, *arguments, **streams)
@@ -152,19 +159,22 @@ class Terminal:
         self._person, self.command = pty.openpty()
         os.set_blocking(self._person, False)
         self.shown = b""
+        self._answered = 0
 
     def take(self) -> None:
         """In the command's process, before it begins a session of its own: make this its terminal."""
         fcntl.ioctl(self.command, termios.TIOCSCTTY, 0)
 
     async def answer(self, question: bytes, answer: bytes) -> None:
-        """Wait until the question is shown, and type the answer."""
+        """Wait until the question is shown, after those that were answered, and type the answer."""
         readable = asyncio.Event()
         asyncio.get_running_loop().add_reader(self._person, readable.set)
-        while question not in self.shown:
+        while (at := self.shown.find(question, self._answered)) < 0:
             await readable.wait()
             readable.clear()
-            self.shown += os.read(self._person, 65536)
+            with contextlib.suppress(BlockingIOError):  # it was said twice
+                self.shown += os.read(self._person, 65536)
+        self._answered = at + len(question)
         asyncio.get_running_loop().remove_reader(self._person)
         os.write(self._person, answer)
 
@@ -221,6 +231,67 @@ async def test_words_that_a_person_finds_different_refuse_the_peer(
         )
     terminal.close()
     assert (sent.returncode, received.returncode) == (6, 6)
+
+
+async def test_a_question_is_withdrawn_when_the_peer_leaves_and_asked_anew_when_it_returns(
+    people: tuple[Person, Person], session_id: str
+) -> None:
+    """What is typed late is no answer about whoever comes next."""
+    alice, bob = people
+    terminal = Terminal()
+    asking = alice.start(
+        "--verify", "serve", "--allow", "127.0.0.1:1", session_id,
+        start_new_session=True, preexec_fn=terminal.take, pass_fds=[terminal.command],
+    )  # fmt: skip
+    async with asyncio.timeout(60):
+        leaving = bob.start("pipe", session_id)
+        await terminal.answer(b"[y/N]", b"")
+        leaving.terminate()
+        await terminal.answer(b"never mind", b"y\n")
+        returning = bob.start("pipe", session_id)
+        await terminal.answer(b"[y/N]", b"n\n")
+        asked, returned = await asyncio.gather(
+            asyncio.to_thread(finish, asking), asyncio.to_thread(finish, returning)
+        )
+    await asyncio.to_thread(finish, leaving)
+    terminal.close()
+    assert (asked.returncode, returned.returncode) == (6, 6)
+    assert asked.stderr.splitlines()[0] == b"the peer left; waiting for the next one"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["before the peer came", "while asking", "while serving"])
+async def test_whoever_is_told_to_stop_leaves_in_order(
+    daphne: Relay, session_id: str, tmp_path: Path, number: signal.Signals, where: str
+) -> None:
+    met = asyncio.Event()
+
+    async def meet() -> None:
+        async with alice(daphne.url, session_id) as peer:
+            met.set()
+            async for _ in peer:
+                pass
+
+    verify = ["--verify"] if where == "while asking" else []
+    terminal = Terminal()
+    async with asyncio.timeout(60), Tap(daphne.port) as tap:
+        serving = PersonOfBob(tmp_path / "bob", tap.url, session_id=session_id).start(
+            *verify, "serve", "--allow", "127.0.0.1:1", session_id,
+            start_new_session=True, preexec_fn=terminal.take, pass_fds=[terminal.command],
+        )  # fmt: skip
+        await tap.shows(b" 101 ")
+        if where != "before the peer came":
+            meeting = asyncio.create_task(meet())
+            await (terminal.answer(b"[y/N]", b"") if verify else met.wait())
+        serving.send_signal(number)
+        stopped = await asyncio.to_thread(finish, serving)
+        if where != "before the peer came":
+            with pytest.raises(Closed) as left:
+                await meeting
+            assert left.value.code == 1001
+    terminal.close()
+    assert stopped.returncode == 128 + number
+    assert stopped.stderr == b""
 
 
 def test_a_receiver_takes_no_more_than_it_said(people: tuple[Person, Person]) -> None:
@@ -494,6 +565,67 @@ def test_a_relay_that_is_not_there_and_a_missing_token_have_exit_codes_of_their_
     missing = person.run("pipe", "demo")
     assert missing.returncode == 2
     assert b"RELAY_TOKEN" in missing.stderr
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "nonsense://127.0.0.1"])
+def test_a_proxy_that_can_not_be_used_is_said_in_one_line(tmp_path: Path, proxy: str) -> None:
+    """As the environment may name one; for SOCKS without the library that it takes, which tests have."""
+    person = Person(tmp_path / "early", "wss://relay.example")
+    (person.home / "python_socks.py").write_text("raise ImportError")
+    person.environ |= {"https_proxy": proxy, "PYTHONPATH": f"{person.home}:{ROOT}"}
+    said = person.run("pipe", "demo")
+    assert said.returncode == 1
+    assert b"proxy" in said.stderr.lower()
+    assert said.stderr.count(b"\n") == 1
+
+
+def test_a_probe_is_of_how_it_is_now(tmp_path: Path) -> None:
+    person = Person(tmp_path / "early", "ws://127.0.0.1:2")
+    probed = person.run("probe", "--session", "demo", "ws://127.0.0.1:1")
+    assert probed.returncode == 5
+    assert b"can't connect to the relay" in probed.stderr
+    assert probed.stderr.count(b"\n") == 1
+    probed = person.run("--retry", "0.5", "probe", "--session", "demo", "ws://127.0.0.1:1")
+    assert probed.returncode == 5
+    assert probed.stderr.count(b"; trying again\n") > 1
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "words"),
+    [
+        (["a", "folder/a"], 2, b"the same name"),
+        (["folder/.hidden"], 1, b"'.hidden' is not a name that files are taken under"),
+    ],
+)
+def test_names_that_no_receiver_takes_are_refused_before_anyone_is_met(
+    tmp_path: Path, names: list[str], code: int, words: bytes
+) -> None:
+    person = Person(tmp_path / "early", "ws://127.0.0.1:1", session_id="demo")
+    (person.home / "folder").mkdir()
+    for name in names:
+        (person.home / name).write_bytes(b"content")
+    said = person.run("send", *names)
+    assert said.returncode == code
+    assert words in said.stderr
+
+
+async def test_the_token_file_is_read_for_each_connection(
+    daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    """Tokens are short-lived, and a tunnel is not."""
+    (tmp_path / "token").write_text("expired")
+    options = {
+        "url": daphne.url, "token_file": tmp_path / "token", "key_file": tmp_path / "key.pem", "retry": 0.0,
+        "peer_key": OF_ALICE, "vouching_file": None, "verify": False,
+    }  # fmt: skip
+    (tmp_path / "key.pem").write_bytes(pem(BOB))
+    side = side_of(options)
+    refused = await outcome(side.connection(session_id))
+    assert isinstance(refused, Closed)
+    assert refused.code == 4401
+    (tmp_path / "token").write_text(token(sub="bob") + "\n")
+    both = await asyncio.gather(outcome(side.connection(session_id)), outcome(alice(daphne.url, session_id)))
+    assert both == [[], []]
 
 
 @pytest.mark.parametrize("option", ["--key-file", "--token-file", "--vouching-file"])

@@ -142,17 +142,27 @@ async def test_what_the_relay_refuses_is_not_tried_again(daphne: Relay, session_
     assert connections == 1
 
 
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(await reader.read())
+    writer.close()
+
+
+async def said(process: "subprocess.Popen[bytes]", words: bytes) -> None:
+    while words not in (line := await asyncio.to_thread(process.stderr.readline)):
+        assert line, "it has ended"
+
+
+async def ask(port: int, question: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(question)
+    writer.write_eof()
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
 async def test_a_tunnel_outlasts_the_patience_of_the_relay(session_id: str, tmp_path: Path) -> None:
     """Left alone, nobody there or nothing to carry, `serve` and `forward` are there when they are wanted."""
-
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(await reader.read())
-        writer.close()
-
-    async def said(process: "subprocess.Popen[bytes]", words: bytes) -> None:
-        while words not in await asyncio.to_thread(process.stderr.readline):
-            pass
-
     target = await asyncio.start_server(echo, "127.0.0.1", 0)
     name = f"127.0.0.1:{target.sockets[0].getsockname()[1]}"
     local = free_port()
@@ -164,14 +174,41 @@ async def test_a_tunnel_outlasts_the_patience_of_the_relay(session_id: str, tmp_
             forwarding = alice.start("forward", "-L", f"{local}:{name}", session_id)
             await said(forwarding, b"nothing passed either way for too long; going on")
             await said(forwarding, b"leads to")
-            reader, writer = await asyncio.open_connection("127.0.0.1", local)
-            writer.write(b"still there?")
-            writer.write_eof()
-            assert await reader.read() == b"still there?"
-            writer.close()
+            assert await ask(local, b"still there?") == b"still there?"
         for process in (forwarding, serving):
             process.terminate()
             await asyncio.to_thread(finish, process)
+    target.close()
+
+
+async def test_a_tunnel_is_there_for_one_peer_after_the_other(
+    daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    """Each end of it may be stopped and started again, in order or not, and the other one goes on."""
+    target = await asyncio.start_server(echo, "127.0.0.1", 0)
+    name = f"127.0.0.1:{target.sockets[0].getsockname()[1]}"
+    local = free_port()
+    alice, bob = (Person(tmp_path / who, daphne.url, session_id=session_id) for who in ("alice", "bob"))
+    serve, forward = ("serve", "--allow", name, session_id), ("forward", "-L", f"{local}:{name}", session_id)
+    serving, forwarding = bob.start(*serve), alice.start(*forward)
+    async with asyncio.timeout(60):
+        await said(forwarding, b"leads to")
+        assert await ask(local, b"first") == b"first"
+        forwarding.terminate()
+        await asyncio.to_thread(finish, forwarding)
+        await said(serving, b"the peer left; waiting for the next one")
+        forwarding = alice.start(*forward)
+        await said(forwarding, b"leads to")
+        assert await ask(local, b"second") == b"second"
+        serving.kill()
+        await asyncio.to_thread(finish, serving)
+        await said(forwarding, b"the peer's connection dropped; going on from there")
+        serving = bob.start(*serve)
+        await said(forwarding, b"leads to")
+        assert await ask(local, b"third") == b"third"
+    for process in (forwarding, serving):
+        process.terminate()
+        await asyncio.to_thread(finish, process)
     target.close()
 
 
