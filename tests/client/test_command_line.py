@@ -24,6 +24,7 @@ from relay.client.disk import TransferRefused, Unfinished, safe_name
 from relay.client.files import TransferBroken, receive_files, send_files
 from relay.client.options import side_of
 from tests.client.ends import BOB, OF_ALICE, SECONDS, Tap, alice, bob, outcome
+from tests.client.test_connection import raw
 from tests.relays import ROOT, Relay
 from tests.tokens import token
 
@@ -588,6 +589,17 @@ def test_a_probe_is_of_how_it_is_now(tmp_path: Path) -> None:
     probed = person.run("--retry", "0.5", "probe", "--session", "demo", "ws://127.0.0.1:1")
     assert probed.returncode == 5
     assert probed.stderr.count(b"; trying again\n") > 1
+
+
+async def test_a_probe_of_which_one_leg_is_refused_does_not_wait_for_the_other(
+    daphne: Relay, session_id: str, people: tuple[Person, Person]
+) -> None:
+    """As where somebody else has one of the two places, who says nothing to the leg in the other one."""
+    async with await raw(daphne, session_id):
+        probed = await asyncio.to_thread(people[0].run, "probe", daphne.url)
+    assert probed.returncode == 4
+    assert b"both places of this session are taken" in probed.stderr
+    assert probed.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize(
