@@ -79,6 +79,8 @@ log = logging.getLogger(__name__)
 def main(context: click.Context, /, **options: Any) -> None:
     """Files and streams to the peer of a session, encrypted from end to end: the relay can't read them."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    if sys.stderr.isatty():  # where there is a person to whom it says what goes on
+        logging.getLogger("relay.client").setLevel(logging.INFO)
     context.obj = options
 
 
@@ -109,7 +111,10 @@ def show(context: click.Context) -> None:
 @click.argument("session")
 @click.pass_context
 def pipe(context: click.Context, session: str) -> None:
-    """Stdin to the peer, and what the peer sends to stdout; good as ssh's ProxyCommand."""
+    """Stdin to the peer, and what it sends to stdout.
+
+    So it serves as ssh's ProxyCommand.
+    """
 
     async def work() -> None:
         async with side.connection(session) as peer:
@@ -187,7 +192,10 @@ class Forward(click.ParamType[tuple[str, int, str]]):
 @click.argument("session")
 @click.pass_context
 def forward(context: click.Context, forwards: tuple[tuple[str, int, str], ...], session: str) -> None:
-    """TCP connections to this machine go to the peer's, which runs `serve`; until it is stopped."""
+    """Carry TCP connections made here to the peer's side.
+
+    The peer runs `serve`. It goes on until it is stopped: when the peer has left, it waits for the next one.
+    """
     side = _side(context)
 
     async def work(peer: RelayConnection) -> None:
@@ -209,9 +217,10 @@ def forward(context: click.Context, forwards: tuple[tuple[str, int, str], ...], 
 @click.argument("session")
 @click.pass_context
 def serve(context: click.Context, allow: tuple[str, ...], session: str) -> None:
-    """Let the peer, which runs `forward`, connect to the targets allowed here, and nowhere else.
+    """Let the peer connect to what is allowed here.
 
-    It goes on until it is stopped: when the peer has left, it waits for the next one.
+    And to nowhere else. The peer runs `forward`. It goes on until it is stopped: when the peer has left, it
+    waits for the next one.
     """
     for target in allow:
         if not re.fullmatch(r"(\[[^]]+\]|[^:]+):\d{1,5}", target):
@@ -245,9 +254,10 @@ async def _standing(side: Side, session: str, work: Callable[[RelayConnection], 
 @click.argument("url")
 @click.pass_context
 def probe(context: click.Context, url: str, session: str | None, megabytes: int) -> None:
-    """Connect both legs to the relay at URL; print round trip and throughput, or what refused it.
+    """Measure the relay at URL, or say what refuses.
 
-    The token is used twice, so it must not name a role.
+    It connects both legs itself, and prints round trip and throughput. The token is used twice, so it must
+    not name a role.
     """
     context.obj["url"] = url
     if context.find_root().get_parameter_source("retry") is ParameterSource.DEFAULT:

@@ -257,6 +257,7 @@ class RelayConnection:
         """Hello, handshake, and the checks of the peer, up to both sides being ready."""
         ours = hello()
         await self._send(ours)
+        log.info("waiting for the peer")
         theirs = await self._receive()  # comes with the peer, for which the relay has a time-out
         initiator, prologue = agree(self._session_id, ours, theirs)
         async with asyncio.timeout(self._handshake_seconds):
@@ -267,6 +268,7 @@ class RelayConnection:
         if self._verify is not None:
             await self._compare(self._verify)
         self._rule.accepted(transport.remote_static, self._session_id)
+        log.info("the peer is here, with the key %s", self.peer_fingerprint)
         self._channel = Channel(transport, self._max_message_bytes)
         await self._send(self._channel.seal(Record.READY))
         self._channel.open(await self._receive())  # nothing but `ready` can be first

@@ -8,6 +8,7 @@ is never the token that opens the session, and each is refused in the other's pl
 """
 
 import contextlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from relay.client.disk import publish
 from relay.client.wire import fingerprint
+
+log = logging.getLogger(__name__)
 
 ASYMMETRIC: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA")
 """Never HS: the relay knows the shared secret and could vouch for a key of its own."""
@@ -127,6 +130,7 @@ class KnownPeers:
         finally:
             os.close(file)
         self.check(key, session_id, b"")  # the first line of a name counts, which may be another process's
+        log.info("from now on %r is who has the key %s, by %s", name, fingerprint(key), self.path)
 
     def _known(self, name: str) -> str | None:
         try:

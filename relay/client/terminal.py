@@ -28,7 +28,10 @@ class Words:
         import termios  # not on Windows, which has no such terminal either
 
         # On the terminal itself: stdin and stdout may carry data.
-        terminal = os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY)
+        try:
+            terminal = os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY)
+        except OSError as error:
+            raise OSError(f"there is no terminal to show words at and to ask: {error}") from None
         try:
             if peer in self._confirmed:
                 _show(terminal, f"The words are now  {words}  with the same key.\n")

@@ -10,6 +10,7 @@ import pty
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import termios
@@ -99,6 +100,28 @@ def test_files_cross_with_equal_digests_and_nothing_but_their_names_on_stdout(
         one, two = (hashlib.sha256((who.home / name).read_bytes()).digest() for who in people)
         assert one == two
     assert not list(bob.home.glob(".*.part"))
+
+
+def test_a_person_at_a_terminal_sees_what_goes_on(people: tuple[Person, Person]) -> None:
+    """The peer's key, so that it can be told apart from another one's, and how long it will take."""
+    alice, bob = people
+    (alice.home / "large").write_bytes(os.urandom(20_000_000))
+    terminal = Terminal()
+    fcntl.ioctl(terminal.command, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    receiving = bob.start("receive", stderr=terminal.command)
+    sent = alice.run("send", "large")
+    received = finish(receiving)
+    terminal.close()
+    assert (sent.returncode, received.returncode) == (0, 0), sent.stderr + terminal.shown
+    key = alice.run("key", "show").stdout.strip()
+    waiting, remembered, here, progress = terminal.shown.strip().split(b"\r\n")
+    assert waiting == b"waiting for the peer"
+    assert key in remembered
+    assert b"known_peers" in remembered
+    assert here == b"the peer is here, with the key " + key
+    shown = progress.split(b"\r")[-1]
+    assert re.match(rb"large: 100%.*20\.0M/20\.0M \[\d\d:\d\d<00:00, [\d.]+MB/s\]", shown), shown
+    assert received.stdout == b"large\n"
 
 
 def test_a_file_that_is_there_already_is_sent_successfully_again(people: tuple[Person, Person]) -> None:
@@ -232,6 +255,16 @@ async def test_words_that_a_person_finds_different_refuse_the_peer(
         )
     terminal.close()
     assert (sent.returncode, received.returncode) == (6, 6)
+
+
+def test_words_that_nobody_can_be_asked_about_refuse_the_peer(people: tuple[Person, Person]) -> None:
+    alice, bob = people
+    receiving = bob.start("receive")
+    sending = alice.start("--verify", "send", "/dev/null", start_new_session=True)  # without a terminal
+    sent, received = finish(sending), finish(receiving)
+    assert (sent.returncode, received.returncode) == (1, 5)
+    assert b"no terminal to show words at" in sent.stderr
+    assert sent.stderr.count(b"\n") == 1
 
 
 async def test_a_question_is_withdrawn_when_the_peer_leaves_and_asked_anew_when_it_returns(
