@@ -25,12 +25,12 @@ class Words:
         A key that was confirmed before needs no answer; the words are shown all the same, as the other side
         may be a new process that asks its person. Raises `OSError` where there is no terminal to ask at.
         """
-        import termios  # not on Windows, which has no such terminal either
-
         # On the terminal itself: stdin and stdout may carry data.
         try:
+            import termios  # not on Windows, which has no such terminal either
+
             terminal = os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY)
-        except OSError as error:
+        except (ImportError, OSError) as error:
             raise OSError(f"there is no terminal to show words at and to ask: {error}") from None
         try:
             if peer in self._confirmed:
