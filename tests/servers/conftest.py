@@ -1,7 +1,6 @@
 """Servers with the application of `applications`: Daphne as it comes, and ours."""
 
 import contextlib
-import datetime
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +9,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.certificates import self_signed
 from tests.processes import ServerProcess, free_port
 from tests.servers.wire import Wire
 
@@ -107,25 +104,3 @@ def server(request, tmp_path_factory):
     with daphne(OURS, folder, "-p", "{port}", *options) as running:
         running.connect = lambda path, **kw: Wire(port or running.port, path, tls=bool(port), **kw)
         yield running
-
-
-def self_signed(folder):
-    """Paths of a key and of a certificate for this test."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "key.pem").write_bytes(private)
-    (folder / "certificate.pem").write_bytes(certificate.public_bytes(pem))
-    return folder / "key.pem", folder / "certificate.pem"
