@@ -517,6 +517,129 @@ def test_the_keyboard_alone_is_enough(
         assert talking.result() == b"Ttyped"
 
 
+RECORD_DRAGS = """() => {
+    window.drags = [];
+    const record = (event) =>
+        drags.push([event.type, event.defaultPrevented, event.dataTransfer.dropEffect]);
+    for (const type of ["dragover", "drop"]) addEventListener(type, record);
+}"""
+"""After the page's own listeners: what it answered to each."""
+
+RECORD_PROGRESS = """() => {
+    window.progress = [];
+    new MutationObserver((changes) => {
+        for (const { target } of changes) if (target.localName === "progress") progress.push(target.value);
+    }).observe(document.getElementById("transfers"), { subtree: true, attributeFilter: ["value"] });
+}"""
+
+
+def drag(visit: Visit, onto: str, data: dict[str, Any], *, drop: bool = True) -> None:
+    """Drag `data` over an element and let it go there, as a desktop does: the browser finds the target."""
+    place = visit.page.locator(onto)
+    place.scroll_into_view_if_needed()
+    box = place.bounding_box()
+    assert box
+    drags = visit.page.context.new_cdp_session(visit.page)
+    for step in ("dragEnter", "dragOver", *(["drop"] if drop else [])):
+        at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        given = {"items": [], "dragOperationsMask": 1, **data}
+        drags.send("Input.dispatchDragEvent", {"type": step, **at, "data": given})
+    drags.detach()
+
+
+def files(*paths: Path) -> dict[str, Any]:
+    return {"files": [str(path) for path in paths]}
+
+
+def test_a_file_that_is_dropped_anywhere_on_the_page_arrives_and_its_progress_is_shown(
+    chromium: Browser, daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    size = 20_000_000
+    person = Person(tmp_path / "bob", daphne.url, session_id=session_id)
+    for name, length in (("large", size), ("small", 5), ("missed the box", 7)):
+        (tmp_path / name).write_bytes(os.urandom(length))
+    with visiting(chromium, daphne) as visit:
+        page = visit.go().page
+        visit.join(session_id)
+        receiving = person.start("--peer-key", visit.key, "receive")
+        visit.shows("Connected")
+        page.evaluate(RECORD_DRAGS)
+        page.evaluate(RECORD_PROGRESS)
+        drag(visit, "#drop", files(tmp_path / "large", tmp_path / "small"), drop=False)
+        expect(page.locator("#drop")).to_have_class("over")
+        drag(visit, "#drop", files(tmp_path / "large", tmp_path / "small"))
+        expect(page.locator("#drop")).not_to_have_class("over")
+        visit.has("large", f"sent, {size // 1_000_000} MB, SHA-256 is right")
+        visit.has("small", "SHA-256 is right")
+        drag(visit, "h1", files(tmp_path / "missed the box"))
+        visit.has("missed the box", "SHA-256 is right")
+        visit.leave()
+        visit.shows("Both sides are done")
+        assert ["drop", True, "copy"] in page.evaluate("drags")
+        assert all(prevented for _, prevented, _ in page.evaluate("drags"))
+        seen = [at for at in page.evaluate("progress") if at > 7]
+    received = finish(receiving)
+    assert received.returncode == 0, received.stderr
+    assert received.stdout == b"large\nsmall\nmissed the box\n"
+    for name in ("large", "small", "missed the box"):
+        sums = [hashlib.sha256((at / name).read_bytes()).hexdigest() for at in (tmp_path, person.home)]
+        assert sums[0] == sums[1], name
+    assert seen == sorted(seen)
+    assert len([at for at in set(seen) if 0 < at < size]) > 5, "on its way it was seen at several places"
+
+
+def test_a_file_that_is_dropped_while_nobody_is_there_is_not_taken_and_the_page_stays(
+    chromium: Browser, daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    (tmp_path / "early").write_bytes(b"early")
+    with visiting(chromium, daphne) as visit:
+        page = visit.go().page
+        page.evaluate(RECORD_DRAGS)
+
+        def try_everywhere(*places: str) -> None:
+            for place in places:
+                drag(visit, place, files(tmp_path / "early"))
+            assert page.locator("#transfers li").count() == page.locator(".over").count() == 0
+
+        try_everywhere("h1", "#token")
+        visit.join(session_id, key=OF_BOB)
+        visit.shows("Waiting for the peer…")
+        try_everywhere("h1", "#state")
+        outcome = entering(meet(visit, session_id))
+        visit.shows("Both sides are done")
+        assert outcome.result() == [], "nor was it kept for whoever came"
+        try_everywhere("h1", "#drop", "#token")
+        assert page.evaluate("drags.length") >= 7
+        assert {tuple(drag) for drag in page.evaluate("drags")} == {("dragover", True, "none")}
+
+
+def test_text_can_be_dragged_into_a_field_and_nothing_else_takes_it(chromium: Browser, daphne: Relay) -> None:
+    text = {"items": [{"mimeType": "text/plain", "data": "dragged.to.it"}]}
+    with visiting(chromium, daphne) as visit:
+        visit.go()
+        drag(visit, "h1", text)
+        expect(visit.page.locator("#token")).to_have_value("")
+        drag(visit, "#token", text)
+        expect(visit.page.locator("#token")).to_have_value("dragged.to.it")
+
+
+def test_a_folder_that_is_dropped_is_not_sent_and_the_file_after_it_is(
+    chromium: Browser, daphne: Relay, session_id: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"a file")
+    person = Person(tmp_path / "bob", daphne.url, session_id=session_id)
+    with visiting(chromium, daphne) as visit:
+        visit.go().join(session_id)
+        receiving = person.start("--peer-key", visit.key, "receive")
+        visit.shows("Connected")
+        drag(visit, "#drop", files(tmp_path / "folder", tmp_path / "file"))
+        visit.has("folder", "not sent: it can't be read")
+        visit.has("file", "SHA-256 is right")
+        visit.leave()
+    assert finish(receiving).stdout == b"file\n"
+
+
 def lacking(visit: Visit, url: str) -> str:
     visit.page.goto(url)
     expect(visit.page.locator("#page")).to_be_hidden()

@@ -70,6 +70,7 @@ class Console {
     for (const button of document.querySelectorAll("[data-copy]")) {
       button.addEventListener("click", () => copy(button, $(button.dataset.copy).textContent));
     }
+    this.#letTalk(false);
     this.#receiveDrops();
     this.#readInvitation();
     this.#showKnown();
@@ -176,7 +177,7 @@ class Console {
       $("question").hidden = true;
       $("leave").hidden = true;
       $("leave").textContent = "Leave";
-      for (const id of ["text", "send", "choose"]) $(id).disabled = true;
+      this.#letTalk(false);
       $("join").hidden = false;
       this.#showInvitation();
       this.#showKnown();
@@ -235,7 +236,7 @@ class Console {
     this.#show("connected", "Connected", "Encrypted from here to the peer: the relay can’t read it.");
     this.#showPeer(connection, rule.note);
     for (const id of ["talk", "files", "live"]) $(id).hidden = false;
-    for (const id of ["text", "send", "choose"]) $(id).disabled = false;
+    this.#letTalk(true);
     $("text").focus({ preventScroll: true });
     this.#transfers.attach(connection);
     this.#measured = { at: performance.now(), received: 0, sent: 0, connection };
@@ -262,7 +263,7 @@ class Console {
 
   async #leave() {
     this.#left = true;
-    for (const id of ["text", "send", "choose"]) $(id).disabled = true;
+    this.#letTalk(false);
     const connection = this.#connection;
     if (connection?.connected && !this.#transfers.busy) {
       setTimeout(() => connection.close(), LEAVE_MS);
@@ -310,6 +311,11 @@ class Console {
 
   // Talking.
 
+  /** Whether there is somebody to talk to and to send files to, also while a dropped connection comes back. */
+  #letTalk(on) {
+    for (const id of ["text", "send", "choose"]) $(id).disabled = !on;
+  }
+
   async #say(event) {
     event.preventDefault();
     const text = $("text").value;
@@ -338,15 +344,20 @@ class Console {
 
   #receiveDrops() {
     const over = (on) => (event) => {
+      const { dataTransfer, target } = event;
+      const files = dataTransfer.types.includes("Files");
+      if (!files && target.matches?.("input, textarea")) return; // text goes into a field as ever
       event.preventDefault();
-      $("drop").classList.toggle("over", on);
+      const taken = files && !$("choose").disabled;
+      dataTransfer.dropEffect = taken ? "copy" : "none"; // the pointer tells it
+      $("drop").classList.toggle("over", on && taken);
     };
     // Everywhere, as a browser would open a file that misses the box.
     addEventListener("dragover", over(true));
     addEventListener("dragleave", over(false));
     addEventListener("drop", (event) => {
       over(false)(event);
-      if (this.#connection && !$("choose").disabled) this.#add(event.dataTransfer.files);
+      if (!$("choose").disabled) this.#add(event.dataTransfer.files);
     });
   }
 
