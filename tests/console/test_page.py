@@ -27,6 +27,17 @@ pytestmark = pytest.mark.system
 
 PICTURES = ROOT / "var" / "screenshots"
 
+SMALL = """[...document.querySelectorAll("button, .buttons a, summary, .choice, form > input, textarea")]
+    .filter((control) => control.checkVisibility() && control.getBoundingClientRect().height < 24)
+    .map((control) => control.outerHTML.slice(0, 200))"""
+"""What is too small to be hit (WCAG 2.2, 2.5.8)."""
+
+COVERED = """[...document.querySelectorAll("label[for]:not(.hidden)")]
+    .filter((label) => label.checkVisibility() &&
+        label.getBoundingClientRect().bottom > label.control.getBoundingClientRect().top)
+    .map((label) => label.textContent)"""
+"""Labels that their fields lie upon."""
+
 
 def say(**values: Any) -> bytes:
     return b"J" + json.dumps(values).encode()
@@ -418,13 +429,18 @@ def test_a_token_that_names_its_role_can_not_be_handed_on(
 def test_it_looks_right_and_can_be_used_by_all(
     chromium: Browser, daphne: Relay, session_id: str, tmp_path: Path, size: str, scheme: str
 ) -> None:
-    """What a program can see of it: no side-scrolling, axe-core's rules. Pictures are for people."""
+    """What a program can see of it: no side-scrolling, however long a word is, nothing too small or covered,
+    axe-core's rules. Pictures are for people."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     content = os.urandom(3_000_000)
+    unbroken = "x" * 170
+    (tmp_path / unbroken).write_bytes(b"x")
 
     def look(name: str) -> None:
         page = visit.page
         assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"], name
+        assert page.evaluate(SMALL) == [], name
+        assert page.evaluate(COVERED) == [], name
         page.screenshot(path=PICTURES / f"console-{name}-{scheme}-{size}.png", full_page=True)
         if size == "desktop":
             check_accessibility(page)
@@ -437,17 +453,23 @@ def test_it_looks_right_and_can_be_used_by_all(
             await peer.send(b"D" + content)
             await peer.send(digest(content))
             await answer(peer)
+            await peer.send(offer("/" + unbroken, content))
+            await answer(peer)
             await peer.send(offer("under way.iso", bytes(10_000_000)))
             await answer(peer)
             await peer.send(b"D" + bytes(4_000_000))
             async for message in peer:
                 if message.startswith(b"P"):
                     await peer.send(b"Q" + message[1:])
+                if message.startswith(b"J"):
+                    await peer.send(say(refused=unbroken))
                 if message == b"Tbye":
                     break
 
     with visiting(chromium, daphne, size, scheme) as visit:
         visit.go()
+        for more in visit.page.locator("summary").all():
+            more.click()
         look("idle")
         talking = beside(talk)
         visit.join(session_id, key=OF_BOB, verify=True)
@@ -456,6 +478,8 @@ def test_it_looks_right_and_can_be_used_by_all(
         visit.page.get_by_role("button", name="They are the same").click()
         visit.has("under way.iso", "received 4 MB of 10 MB")
         visit.say("Thank you!")
+        visit.page.locator("#chosen").set_input_files(tmp_path / unbroken)
+        visit.has(unbroken, "the receiver refuses")
         expect(visit.page.locator("#plot-text")).to_contain_text(", round trip")
         expect(visit.page.locator("#plot-text")).to_contain_text(" MB/s in")
         look("connected")
@@ -463,6 +487,7 @@ def test_it_looks_right_and_can_be_used_by_all(
         visit.shows("The peer has finished", "Not every file went over")
         visit.has("under way.iso", "not received: the peer has finished")
         talking.result()
+        visit.page.evaluate("(name) => localStorage.setItem('lem-relay.peer.' + name, 'SHA256:')", unbroken)
         visit.join(session_id, key=OF_BOB, exp=1)
         visit.shows("Closed")
         look("closed")
