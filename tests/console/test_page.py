@@ -240,6 +240,7 @@ def test_who_stops_in_the_middle_of_a_file_has_left_and_the_peer_knows(
         visit.has("large", "received 500 B of 1 kB")
         visit.page.get_by_role("button", name="Stop and leave").click()
         visit.shows("You left")
+        visit.has("large", "not received: you left")
         assert isinstance(sending.exception(), Closed)
 
 
@@ -327,6 +328,39 @@ def test_what_the_page_has_of_a_file_is_kept_only_where_it_is_of_the_same_file(
         expect(visit.page.get_by_role("link", name="Save notes")).to_have_count(4)
         expect(visit.page.locator("#transfers > li")).to_have_count(4)
         visit.leave()
+
+
+def test_a_line_that_is_written_before_a_dropped_peer_is_back_waits_in_its_field(
+    chromium: Browser, daphne: Relay, session_id: str
+) -> None:
+    async def drop() -> None:
+        async with Tap(daphne.port) as tap:
+            with contextlib.suppress(Closed):
+                async with bob(tap.url, session_id, rule=Fingerprint(visit.key)) as peer:
+                    await anext(aiter(peer))  # a probe: the page is connected, too
+                    tap.lose()
+
+    async def listen() -> bytes:
+        async with meet(visit, session_id) as peer:
+            async for message in peer:
+                if message.startswith(b"T"):
+                    return message
+        raise AssertionError("the page left")
+
+    with visiting(chromium, daphne) as visit:
+        visit.go()
+        dropping = beside(drop)
+        visit.join(session_id, key=OF_BOB)
+        dropping.result()
+        visit.shows("Waiting for the peer…")
+        visit.say("are you back?")
+        expect(visit.page.locator("#lines .own")).to_have_count(0)
+        listening = beside(listen)
+        visit.shows("Connected")
+        visit.page.get_by_role("button", name="Send").click()
+        assert listening.result() == b"Tare you back?"
+        expect(visit.page.locator("#lines .own")).to_have_count(1)
+        visit.shows("Both sides are done")
 
 
 def test_who_waits_comes_back_after_a_restart_of_the_relay(

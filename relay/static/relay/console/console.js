@@ -167,7 +167,7 @@ class Console {
       if (whole) this.#show("done", "Both sides are done", "All that was sent has arrived.");
       else this.#show("failed", "The peer has finished", "Not every file went over: see below which.");
     } catch (error) {
-      this.#transfers.detach(error);
+      this.#transfers.detach(this.#left ? new Error("you left") : error);
       if (this.#left) this.#show("done", "You left", "");
       else this.#show("failed", error instanceof PeerRefused ? "The peer was refused" : "Closed", told(error));
       if (!known(error)) throw error;
@@ -319,7 +319,7 @@ class Console {
   async #say(event) {
     event.preventDefault();
     const text = $("text").value;
-    if (!text || !this.#connection) return;
+    if (!text || !this.#connection?.connected) return; // it stays in the field until somebody is there
     $("text").value = "";
     this.#line("own", text);
     await this.#transfers.say(text).catch(ignored);
