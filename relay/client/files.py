@@ -23,6 +23,9 @@ Beside that, at any time and without disturbing a transfer:
     T and UTF-8 text             for the person at the other end
     P and up to 16 bytes         a probe, which the other side answers, unless it has ended, with
     Q and the same bytes         to be ignored by who didn't ask
+
+While a transfer is under way each side sends a probe now and then: to read and hash what is there of a large
+file may take longer than the relay leaves a session in which nothing passes.
 """
 
 import asyncio
@@ -36,6 +39,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from relay.client.awake import awake
 from relay.client.connection import RelayConnection
 from relay.client.disk import TransferRefused, Unfinished, exists, safe_name
 
@@ -70,9 +74,10 @@ async def send_files(
     """
     answers = _Answers(peer, _of_transfers(peer, said))
     try:
-        for path in paths:
-            with path.open("rb") as file:
-                await _send(peer, path.name, file, progress, answers)
+        async with awake(lambda: peer.send(b"P")):
+            for path in paths:
+                with path.open("rb") as file:
+                    await _send(peer, path.name, file, progress, answers)
     finally:
         await answers.stop()
     await peer.end()
@@ -165,17 +170,18 @@ async def receive_files(
     taken = []
     offered = 0
     messages = _of_transfers(peer, said)
-    async for message in messages:
-        offer = _json(message)
-        try:
-            offered += _size(offer)
-            if max_bytes is not None and offered > max_bytes:
-                raise TransferRefused(f"no more than {max_bytes} bytes are taken, and here are {offered}")
-            taken.append(await _receive(peer, messages, folder, offer, progress))
-        except TransferRefused as error:
-            await _tell(peer, refused=str(error))
-            await peer.end()
-            raise
+    async with awake(lambda: peer.send(b"P")):
+        async for message in messages:
+            offer = _json(message)
+            try:
+                offered += _size(offer)
+                if max_bytes is not None and offered > max_bytes:
+                    raise TransferRefused(f"no more than {max_bytes} bytes are taken, and here are {offered}")
+                taken.append(await _receive(peer, messages, folder, offer, progress))
+            except TransferRefused as error:
+                await _tell(peer, refused=str(error))
+                await peer.end()
+                raise
     return taken
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from relay.client.awake import awake
 from relay.client.connection import Closed, RelayConnection
 
 PIECE: Final = 65_518
@@ -20,6 +21,7 @@ AHEAD: Final = 16 * PIECE
 async def pipe_through(peer: RelayConnection, source: int, target: int) -> None:
     """Send what `source` has until its end, and write what the peer sends to `target` until its end.
 
+    An empty message is a sign of life, for which there may be nothing else: `pipe` carries what it's given.
     Returns after both ends; `target` is closed at the peer's. Raises what the connection raises, and
     `OSError` where one of the two can't be used.
     """
@@ -28,11 +30,12 @@ async def pipe_through(peer: RelayConnection, source: int, target: int) -> None:
     receiving = asyncio.create_task(_receive(peer, writer))
     tasks = {sending, receiving, writer.finished}
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        if sending in done and isinstance(sending.exception(), Closed):
-            await asyncio.wait([receiving])  # which has that, too, after what came before
-        for task in done:
-            task.result()
+        async with awake(lambda: peer.send(b"")):
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            if sending in done and isinstance(sending.exception(), Closed):
+                await asyncio.wait([receiving])  # which has that, too, after what came before
+            for task in done:
+                task.result()
     finally:
         for task in tasks:
             task.cancel()

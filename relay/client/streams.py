@@ -12,6 +12,8 @@ Messages of a connection: one byte of type, four of stream number, then:
 | `E` | end | empty: no more data from this side |
 | `X` | abort | empty: the stream is broken, both ways |
 
+A credit of nothing is a sign of life of a session in which streams are open and silent.
+
 A stream is over when both sides have ended, or one aborted. What comes for a stream that is over is ignored,
 as it may have crossed its end. The serving side connects only to targets on its list, compared as text.
 """
@@ -24,6 +26,7 @@ import struct
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Final
 
+from relay.client.awake import awake
 from relay.client.connection import Closed, RelayConnection
 from relay.client.wire import MAX_BODY
 
@@ -121,14 +124,21 @@ class Streams:
     async def run(self) -> None:
         """Serve all streams until the peer ends. Raises `StreamError` and what the connection raises."""
         try:
-            async for message in self._peer:
-                self._dispatch(message)
+            async with awake(self._show_life):
+                async for message in self._peer:
+                    self._dispatch(message)
         finally:
             tasks = [task for _, task in self._streams.values()]
             for task in tasks:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
+
+    async def _show_life(self) -> None:
+        """While a TCP connection is open at both ends, the session is in use, however silent it is."""
+        of_both = (at for at, (stream, _) in self._streams.items() if self._allow or stream.accepted.done())
+        if number := next(of_both, 0):
+            await self.tell(b"C", number, bytes(4))
 
     def forward(self, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry a TCP connection that was made to us to `target` at the peer's."""
