@@ -30,8 +30,12 @@ Exit codes:
   4  the relay refuses: token, session, quota
   5  the relay can't be reached, the peer did not come, or the connection broke
   6  the peer, or its key, is refused by either side
-  130, 143  stopped by Ctrl-C (SIGINT) or SIGTERM
+  128 + n  stopped by signal n: 130 is Ctrl-C (SIGINT), 143 SIGTERM
 """
+
+
+STOPPING: Final = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that ask a process to stop; ssh sends its ProxyCommand a SIGHUP when it has ended itself."""
 
 
 class Stopped(Exception):
@@ -69,7 +73,7 @@ async def _until_stopped(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         numbers.append(number)
         working.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         if signal.getsignal(number) is signal.SIG_IGN:
             continue  # as a shell has it for what it runs in the background
         with contextlib.suppress(NotImplementedError):  # on Windows, where Python's own handler remains

@@ -293,7 +293,7 @@ async def test_a_question_is_withdrawn_when_the_peer_leaves_and_asked_anew_when_
     assert asked.stderr.splitlines()[0] == b"the peer left; waiting for the next one"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("where", ["before the peer came", "while asking", "while serving"])
 async def test_whoever_is_told_to_stop_leaves_in_order(
     daphne: Relay, session_id: str, tmp_path: Path, number: signal.Signals, where: str
