@@ -24,8 +24,9 @@ Beside that, at any time and without disturbing a transfer:
     P and up to 16 bytes         a probe, which the other side answers, unless it has ended, with
     Q and the same bytes         to be ignored by who didn't ask
 
-While a transfer is under way each side sends a probe now and then: to read and hash what is there of a large
-file may take longer than the relay leaves a session in which nothing passes.
+While a file is under way each side sends a probe now and then: to read and hash what is there of a large one
+may take longer than the relay leaves a session in which nothing passes. Who only waits for files is silent,
+so that a forgotten session ends.
 """
 
 import asyncio
@@ -170,18 +171,18 @@ async def receive_files(
     taken = []
     offered = 0
     messages = _of_transfers(peer, said)
-    async with awake(lambda: peer.send(b"P")):
-        async for message in messages:
-            offer = _json(message)
-            try:
-                offered += _size(offer)
-                if max_bytes is not None and offered > max_bytes:
-                    raise TransferRefused(f"no more than {max_bytes} bytes are taken, and here are {offered}")
+    async for message in messages:
+        offer = _json(message)
+        try:
+            offered += _size(offer)
+            if max_bytes is not None and offered > max_bytes:
+                raise TransferRefused(f"no more than {max_bytes} bytes are taken, and here are {offered}")
+            async with awake(lambda: peer.send(b"P")):
                 taken.append(await _receive(peer, messages, folder, offer, progress))
-            except TransferRefused as error:
-                await _tell(peer, refused=str(error))
-                await peer.end()
-                raise
+        except TransferRefused as error:
+            await _tell(peer, refused=str(error))
+            await peer.end()
+            raise
     return taken
 
 
