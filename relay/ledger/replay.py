@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from uuid import UUID
 
@@ -20,6 +21,10 @@ BATCH = 2000
 
 UNSTORABLE = (DataError, IntegrityError, ValueError, TypeError, OverflowError)
 """Errors of a record rather than of the database: no later attempt would succeed."""
+
+SIDES = ("client_to_server", "server_to_client")
+figures = attrgetter("reason", *(f"{what}_{side}" for what in ("bytes", "frames") for side in SIDES))
+"""How a session ended and what passed, of a record or a row: equal where both nodes knew both counts."""
 
 log = logging.getLogger("relay.ledger")
 
@@ -72,7 +77,7 @@ def write(batch: list[Entry], using: str, *, own: bool) -> list[SessionRecord]:
                         record.session_uuid,
                         more.session_uuid,
                     )
-        elif record.closed:
+        elif record.closed and figures(row) != figures(record):  # else the same closing, by another clock
             log.error(
                 "another node has closed a session as %s, and not as this record: %s", row.reason, record
             )

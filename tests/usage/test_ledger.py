@@ -171,6 +171,24 @@ def test_another_node_that_closes_at_the_same_moment_changes_nothing(
         assert row.paired_seconds * 1000 == row.bytes_client_to_server
 
 
+@pytest.mark.parametrize(("passed", "error"), [(1001, False), (1000, True)])
+def test_only_a_closing_by_two_nodes_that_differ_in_what_passed_is_an_error(
+    ledger: Ledger, lines: list[str], caplog: pytest.LogCaptureFixture, passed: int, error: bool
+) -> None:
+    """Both nodes of a session may close it: where Redis came back empty, it forgot who was to."""
+    first, other = ended(), Ledger(batch_seconds=0, node="host-2")
+    ledger.record(first)
+    assert ledger.flush(SOON)
+    later = first.timestamp + timedelta(milliseconds=500)
+    other.record(replace(first, node="host-2", timestamp=later, paired_ms=700, bytes_client_to_server=passed))
+    assert other.close(SOON)
+    assert_row_equals(first)
+    assert lines == [log_line(first)]
+    found = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
+    assert bool(found) == error
+    assert all("another node has closed a session as peer_left" in message for message in found)
+
+
 def test_writing_the_same_again_changes_nothing(database: Database) -> None:
     records = [ended(number, legs=(leg(number, left_at=START),)) for number in range(50)]
     for _ in range(2):
