@@ -40,6 +40,7 @@ def settings() -> dict[str, str]:
         "RELAY_NODE_SECONDS": str(NODE_SECONDS),
         "RELAY_LINK_SECONDS": str(LINK_SECONDS),
         "RELAY_CLOSE_SECONDS": "2",
+        "RELAY_CHECKPOINT_SECONDS": "1",  # how often the living look after the dead
     }
 
 
