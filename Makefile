@@ -105,3 +105,10 @@ fuzz: $(VENV)/.tests ## fuzz the frame forwarder against the websockets library 
 	@mkdir -p var/fuzz
 	$(BIN)/python -m tests.fuzz.fuzz_frames var/fuzz tests/fuzz/corpus -artifact_prefix=var/fuzz/crash- \
 		-max_len=400 -max_total_time=$(or $(FUZZ_SECONDS),60)
+
+.PHONY: mutants mutants-turn
+mutants: $(VENV)/.tests ## put faults into the code, one at a time: the tests have to see them (MUTANTS_ARGS="frames frames-3")
+	@$(BIN)/python -m tests.mutants --jobs $(JOBS) $(MUTANTS_ARGS)
+
+mutants-turn: $(VENV)/.tests ## twenty of those, others with each commit
+	@$(BIN)/python -m tests.mutants --jobs $(JOBS) --turn $$(git rev-list --count HEAD)

@@ -1,0 +1,1 @@
+"""Faults that the tests have to catch: see `tests.mutants.__main__`."""
