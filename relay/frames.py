@@ -86,6 +86,9 @@ class _Refused(Exception):
 _HEAD = Struct(">BBH4s")
 """A header with a 16-bit length: two bytes, length, mask. Of a shorter one only the two bytes count."""
 
+_HEADER_16 = Struct(">BBH")
+_HEADER_64 = Struct(">BBQ")
+
 _SHORT_HEADERS = {first: [bytes((first, length)) for length in range(126)] for first in (0x81, 0x82)}
 """Unmasked headers of whole messages that need no extended length."""
 
@@ -115,19 +118,22 @@ class Forwarder:
         "_opcode",
         "_sequence",
         "ended",
+        "left_out",
         "max_message_bytes",
-        "mid_frame",
+        "partial_bytes",
     )
 
     def __init__(self, max_message_bytes: int) -> None:
         self.max_message_bytes = max_message_bytes
         self.ended = False
         """A close frame or a failure came: `feed` ignores whatever follows."""
-        self.mid_frame = False
-        """What was put out so far ends inside a frame: nothing else may be written to the peer now.
+        self.left_out = 0
+        """Payload bytes that are missing of the frame that was put out last; 0 between two frames.
 
-        It stays so after a failure within a frame (invalid UTF-8): the peer's connection can only be dropped.
+        It stays above 0 after a failure within a frame (invalid UTF-8): that one is never put out whole.
         """
+        self.partial_bytes = 0
+        """Payload bytes put out that belong to a message whose end was not."""
         # The frame that is being read: its header while `_in_frame` is False, then its payload.
         self._head = b""
         self._in_frame = False
@@ -145,19 +151,6 @@ class Forwarder:
     def at_message_boundary(self) -> bool:
         """Nothing is half read or half forwarded: another path may go on from here. False once ended."""
         return not (self.ended or self._in_frame or self._head or self._message)
-
-    @property
-    def frame_left(self) -> int:
-        """Bytes of the frame's payload that have not come yet; 0 between frames."""
-        return self._left if self._in_frame else 0
-
-    @property
-    def partial_bytes(self) -> int:
-        """Payload bytes put out that belong to a message whose end has not come yet."""
-        if not self._message:
-            return 0
-        in_data_frame = self._in_frame and self._opcode < CLOSE
-        return self._message_bytes - (self._left if in_data_frame else 0)
 
     def feed(self, data: bytes) -> Forwarded:
         """Take the next bytes from the client, cut anywhere, and give back what can be passed on now."""
@@ -234,11 +227,13 @@ class Forwarder:
                 if piece:
                     append(piece)
                 payload_bytes += len(piece)
-                self.mid_frame = self._in_frame = self._left > 0
+                self.partial_bytes += len(piece)
+                self.left_out = self._left
+                self._in_frame = self._left > 0
                 if self._fin and not self._in_frame:
                     messages += 1
                     self._message = CONTINUATION
-                    self._message_bytes = 0
+                    self._message_bytes = self.partial_bytes = 0
         except UnicodeDecodeError:
             failure = Failure(INVALID_DATA, "invalid UTF-8 in a text message")
         except _Refused as refused:
@@ -334,6 +329,20 @@ class Forwarder:
             _check_close(control.payload)
             self.ended = True
         return control
+
+
+def frame_header(opcode: int, size: int) -> bytes:
+    """The header of an unmasked final frame with `size` bytes of payload (RFC 6455 section 5.2)."""
+    if size < 126:
+        return bytes((_FIN | opcode, size))
+    if size < 65_536:
+        return _HEADER_16.pack(_FIN | opcode, 126, size)
+    return _HEADER_64.pack(_FIN | opcode, 127, size)
+
+
+def control_frame(opcode: int, payload: bytes) -> bytes:
+    """A control frame of a server; `payload` has at most 125 bytes (RFC 6455 section 5.5)."""
+    return frame_header(opcode, len(payload)) + payload
 
 
 def _extended_length(encoded: bytes) -> int:

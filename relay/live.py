@@ -59,6 +59,9 @@ class Leg:
         # the peer has come, kept.
         self.idle = True
         self.spliced = False
+        # Done when the frame of this leg that the session's end has cut in two is delivered and counted, or
+        # never will be; None if it has cut none.
+        self.last_frame: asyncio.Future[None] | None = None
 
     @property
     def session_uuid(self) -> UUID:
@@ -73,7 +76,7 @@ class Leg:
         if self.reader is not None and self.reader is not asyncio.current_task():
             self.reader.cancel()
         if self.spliced and self.port.connection is not None:
-            self.port.connection.unsplice()
+            self.last_frame = self.port.connection.unsplice()
         self.paired.cancel()
         if not self.over.done():  # it's cancelled where the server cancelled who waits for it
             self.over.set_result(None if gone else close)

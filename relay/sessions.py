@@ -270,11 +270,24 @@ class Sessions:
         if live.link is None:
             if self._exchange is not None:
                 self._remember(live.session.uuid, close)
-            self.note(live, closed=True)
+            halves = [leg.last_frame for leg in live.legs.values() if leg.last_frame is not None]
+            if halves:
+                self.start(self._note_when_whole(live, halves))
+            else:
+                self.note(live, closed=True)
         else:
             # Each node has counted what it delivered: the record waits for the other one's final count.
             self.note(live)
             live.link.end(close)
+
+    async def _note_when_whole(self, live: LiveSession, halves: list[asyncio.Future[None]]) -> None:
+        """Record a session that has ended when the frames are delivered whose first half already is.
+
+        They are counted by then, or never will be: a socket whose close waits for the end of a frame is given
+        up after `close_seconds`.
+        """
+        await asyncio.wait(halves, timeout=self.settings.close_seconds)
+        self.note(live, closed=True)
 
     def _remember(self, session: UUID, close: Close) -> None:
         if close.reason not in ENDINGS[State.PAIRED]:

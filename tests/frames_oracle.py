@@ -123,8 +123,11 @@ def compare(stream: bytes, chunks: Iterable[bytes], limit: int) -> Outcome:
     *whole, tail = [*slice_frames(outcome.written), None]
     if whole and not whole[-1].complete:
         tail = whole.pop()
-    assert forwarder.mid_frame == (tail is not None)
+    assert forwarder.left_out == (tail.length - len(tail.payload) if tail else 0)
     assert tail is None or tail.encoded_length or tail.length < 126
+    last_end = max((number for number, frame in enumerate(whole, start=1) if frame.fin), default=0)
+    partial = [*whole[last_end:], *([tail] if tail else [])]
+    assert forwarder.partial_bytes == sum(len(frame.payload) for frame in partial)
     done = len(whole) + len(outcome.controls)  # frames that were taken in whole
     assert outcome.messages == sum(frame.fin for frame in whole)
     assert outcome.payload_bytes == sum(len(frame.payload) for frame in [*whole, *([tail] if tail else [])])

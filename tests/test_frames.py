@@ -127,14 +127,14 @@ def test_a_partial_payload_is_passed_on_at_once() -> None:
     stream = masked(BINARY, b"0123456789")
     forwarder = Forwarder(LIMIT)
     for chunk, out in [(3, b""), (6, b"\x82\x0a"), (9, b"012"), (14, b"34567"), (16, b"89")]:
-        assert forwarder.mid_frame == (chunk > 6)
+        assert forwarder.left_out == {3: 0, 6: 0, 9: 10, 14: 7, 16: 2}[chunk]
         assert forwarder.at_message_boundary == (chunk == 3)
         result, stream = (
             forwarder.feed(stream[: chunk - (16 - len(stream))]),
             stream[chunk - (16 - len(stream)) :],
         )
         assert b"".join(result.writes) == out
-    assert not forwarder.mid_frame
+    assert not forwarder.left_out
     assert forwarder.at_message_boundary
 
 
@@ -157,7 +157,7 @@ def test_fragments_and_controls_between_them_are_kept_as_they_are() -> None:
 def test_within_a_fragmented_message_the_caller_may_write_but_not_hand_over() -> None:
     forwarder = Forwarder(LIMIT)
     forwarder.feed(masked(BINARY, b"x", fin=False))
-    assert not forwarder.mid_frame
+    assert not forwarder.left_out
     assert not forwarder.at_message_boundary
     forwarder.feed(masked(CONTINUATION, b"x"))
     assert forwarder.at_message_boundary
@@ -165,23 +165,23 @@ def test_within_a_fragmented_message_the_caller_may_write_but_not_hand_over() ->
 
 def test_what_is_left_of_a_frame_and_what_belongs_to_an_unfinished_message_are_told() -> None:
     forwarder = Forwarder(LIMIT)
-    assert (forwarder.frame_left, forwarder.partial_bytes) == (0, 0)
+    assert (forwarder.left_out, forwarder.partial_bytes) == (0, 0)
     first = masked(BINARY, b"x" * 300, fin=False)
     forwarder.feed(first[:-100])
-    assert (forwarder.frame_left, forwarder.partial_bytes) == (100, 200)
+    assert (forwarder.left_out, forwarder.partial_bytes) == (100, 200)
     forwarder.feed(first[-100:])
-    assert (forwarder.frame_left, forwarder.partial_bytes) == (0, 300)
+    assert (forwarder.left_out, forwarder.partial_bytes) == (0, 300)
     ping = masked(PING, b"hello")
     forwarder.feed(ping[:-2])  # its payload is no part of the message
     assert forwarder.partial_bytes == 300
     forwarder.feed(ping[-2:] + masked(CONTINUATION, b"x" * 50))
-    assert (forwarder.frame_left, forwarder.partial_bytes) == (0, 0)
+    assert (forwarder.left_out, forwarder.partial_bytes) == (0, 0)
 
 
 def test_half_a_control_frame_is_no_message_boundary_but_others_may_write() -> None:
     forwarder = Forwarder(LIMIT)
     forwarder.feed(masked(PING, b"abc")[:-1])
-    assert not forwarder.mid_frame
+    assert not forwarder.left_out
     assert not forwarder.at_message_boundary
 
 
@@ -288,7 +288,7 @@ def test_invalid_text_within_a_frame_leaves_the_output_mid_frame() -> None:
     frame = masked(TEXT, b"good\xff...")
     assert forwarder.feed(frame[:8]).writes == [b"\x81\x08go"]
     assert forwarder.feed(frame[8:]).failure
-    assert forwarder.mid_frame
+    assert forwarder.left_out
     assert not forwarder.at_message_boundary
 
 

@@ -41,11 +41,12 @@ class Spliceable(Protocol):
         Once spliced, `receive()` gives nothing more but the disconnect.
         """
 
-    def unsplice(self) -> None:
-        """The session has ended: carry and count nothing more that comes in here.
+    def unsplice(self) -> asyncio.Future[None] | None:
+        """The session has ended: carry and count no frame more that comes in here.
 
         Only a frame that is half forwarded goes on to its end, as nothing else can follow it: without it the
-        peer could not be sent a close frame. A message that ends with it isn't counted.
+        peer could not be sent a close frame. Gives what is done when that one is delivered and counted, or
+        never will be; None where there is no such frame, and what is counted is final.
         """
 
     @property

@@ -5,8 +5,8 @@ long a close may take, and what a ping may do to a connection that isn't read.
 """
 
 import struct
+from collections.abc import Callable
 from enum import IntFlag
-from functools import partial
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
@@ -18,8 +18,7 @@ from relay.flow import WaterMarks
 from relay.frames import CLOSE, INVALID_DATA, MESSAGE_TOO_BIG, PING, PONG, PROTOCOL_ERROR
 from relay.servers.daphne.outlet import Outlet
 from relay.servers.daphne.splice import Splice
-
-FIN = 0x80
+from relay.wire import Wire
 
 READ_SLICE = 16 * 1024
 """Bytes given to autobahn at a time: it copies what it holds twice for each frame in it."""
@@ -37,15 +36,6 @@ class Hold(IntFlag):
 def is_valid_code(code: int) -> bool:
     """Whether a close frame may carry `code` (RFC 6455 section 7.4 and IANA's registry)."""
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
-
-
-def frame_header(opcode: int, size: int) -> bytes:
-    """The header of an unmasked final frame with `size` bytes of payload (RFC 6455 section 5.2)."""
-    if size < 126:
-        return bytes((FIN | opcode, size))
-    if size < 65536:
-        return struct.pack("!BBH", FIN | opcode, 126, size)
-    return struct.pack("!BBQ", FIN | opcode, 127, size)
 
 
 class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no types
@@ -66,6 +56,8 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
         self.clock = self.server.loop.time
         self.opened_at = self.heard_at = self.clock()
         self.outlet = Outlet(self.transport, WaterMarks(settings.write_high_bytes, settings.write_low_bytes))
+        self.outlet.on_room = self._has_room
+        self.wire = Wire()
         self.holds = Hold(0)
         self.gone = False
         self._request_read = False
@@ -74,15 +66,17 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
         self._announced = 0  # its size as its headers say so far
         self._pinged_at = 0.0
         self._awaits_pong = False
-        self._pong: bytes | None = None  # the latest that could not be sent yet
+        self._ping_waits = False  # for the end of a half written frame
+        self._pong: bytes | None = None  # the latest for which there was no room yet
         self._ended = False
         self._own_close: tuple[int, str] | None = None
         self._deadline: Any = None
         # Once spliced: where the frames go that come in here, and whose frames are written here.
         self._outgoing: Splice | None = None
         self._incoming: Splice | None = None
-        self._held_close: bytes | None = None  # until the end of a half forwarded frame
-        self._drop_afterwards = False
+        self._on_frame_whole: list[Callable[[], None]] = []
+        self._sends_no_more = False
+        self._after_close: Callable[[], None] | None = None  # until the close frame is written
 
     # What a subclass hears
 
@@ -187,12 +181,17 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
     def _send_pong(self) -> None:
         """Answer the latest ping, which answers those before it (RFC 6455 section 5.5.3).
 
-        Later if there's no room: a peer that pings and doesn't read must not fill the memory.
+        When there's room: a peer that pings and doesn't read must not fill the memory.
         """
-        may = not self.outlet.full and not self._is_mid_frame and self.state == self.STATE_OPEN
-        if self._pong is not None and may:
+        if self._pong is not None and not self.outlet.full and self.state == self.STATE_OPEN:
             payload, self._pong = self._pong, None
             self.sendFrame(PONG, payload)
+
+    def _has_room(self) -> None:
+        """The unsent bytes are few again: write and read what had to wait for that."""
+        self._send_pong()
+        if self._incoming is not None:
+            self._incoming.source.release(Hold.PEER)
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> None:
         """RFC 6455 section 5.5.1: the peer closes, or answers our close."""
@@ -208,10 +207,7 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
             self._end(NO_STATUS if code is None else code, reason, clean=True)
             self.sendCloseFrame(code, reasonRaw, isReply=True)
         self.wasClean = not self.failedByMe
-        if self._held_close is None:
-            self.dropConnection(abort=False)
-        else:
-            self._drop_afterwards = True
+        self._when_closed(self.dropConnection)
 
     def _fail_connection(self, code: int = 1001, reason: str = "") -> None:
         """RFC 6455 section 7.1.7: the peer broke a rule. It's told; what else it sends is dropped."""
@@ -221,17 +217,40 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
             self.sendCloseFrame(code, clip(reason).encode())
 
     def fail_and_finish(self, code: int, reason: str) -> None:
-        """As above, where what follows can't be made sense of, so the peer's answer isn't recognised.
-
-        It sees the close frame and the end; what it still sends is read and thrown away until it ends too,
-        as closing with unread data would make the kernel send a reset, which may overtake the close frame.
-        """
+        """As above, where what follows can't be made sense of, so the peer's answer isn't recognised."""
         self._fail_connection(code, reason)
-        if self._held_close is None:
-            if isinstance(self.transport, Connection):
-                self.transport.loseWriteConnection()
-            else:  # TLS has a close of its own, and is read until the peer has sent it
-                self.dropConnection(abort=False)
+        self._when_closed(self._finish)
+
+    def _finish(self) -> None:
+        """End TCP for whom no close frame can be written, or no answer to one be read.
+
+        Not before the frame is whole that comes from here: whoever sees the end of TCP sends nothing more, so
+        that its peer would be left with half a frame, too.
+        """
+        if self._outgoing is None:
+            self._end_tcp()
+        else:
+            self._outgoing.target.when_frame_whole(self._end_tcp)
+
+    def _end_tcp(self) -> None:
+        """Nothing more is sent; what comes is read and thrown away until the peer ends, too.
+
+        To close with something unread would make the kernel send a reset, which overtakes what is unsent.
+        """
+        if self._sends_no_more:
+            return  # shut down twice, Twisted closes the socket, with what is unread
+        self._sends_no_more = True
+        if isinstance(self.transport, Connection):
+            self.transport.loseWriteConnection()
+        else:  # TLS has a close of its own, and is read until the peer has sent it
+            self.dropConnection(abort=False)
+
+    def _when_closed(self, action: Callable[[], None]) -> None:
+        """Do `action` when the close frame is written, which may have to wait for the end of a frame."""
+        if self.wire.closed or self.wire.dead:
+            action()
+        else:
+            self._after_close = action
 
     def connectionLost(self, reason: Any = None) -> None:
         # Straight on: autobahn formats two debug lines here, wanted or not.
@@ -240,6 +259,7 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """The transport is gone."""
         self.gone = True
+        self._end_wire()
         if self._incoming is not None:
             self._incoming.source.release(Hold.PEER)
         if self._outgoing is not None:
@@ -271,9 +291,12 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
         """What autobahn writes: the handshake and, through `sendFrame`, control frames."""
         self.outlet.write(data)
 
-    def sendFrame(self, opcode: int, payload: bytes = b"", **_: Any) -> None:
-        """Write one control frame."""
-        self.outlet.write(frame_header(opcode, len(payload)) + payload)
+    def sendFrame(self, opcode: int, payload: bytes = b"", **_: Any) -> bool:
+        """Write one control frame; False if it waits for the end of a frame, or has no place any more."""
+        frame = self.wire.control(opcode, payload)
+        if frame:
+            self.outlet.write(frame)
+        return bool(frame)
 
     def sendCloseFrame(
         self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False
@@ -282,15 +305,13 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
         if self.state != self.STATE_OPEN:
             return
         payload = b"" if code is None else struct.pack("!H", code) + (reasonUtf8 or b"")
-        if self._is_mid_frame:
-            self._held_close = payload
-        else:
-            self.sendFrame(CLOSE, payload)
+        self.sendFrame(CLOSE, payload)
         self.state = self.STATE_CLOSING
         self._start_deadline()
         self.outlet.abandon()
         self.release(self.holds)  # the peer's answer has to be read; what comes before it is dropped
-        self.source_is_gone()
+        if self.wire.dead:
+            self._finish()
 
     def dropConnection(self, abort: bool = False) -> None:
         """Close the transport, unless told to abort when all is written; bounded by `close_seconds`."""
@@ -298,6 +319,7 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
             return
         self.droppedByMe = True
         self.state = self.STATE_CLOSED
+        self._end_wire()
         self.outlet.abandon()
         if abort:
             self.transport.abortConnection()
@@ -320,7 +342,6 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
     def take_from(self, incoming: Splice) -> None:
         """From now on `incoming` writes here, and waits when there's no room."""
         self._incoming = incoming
-        self.outlet.on_room = partial(incoming.source.release, Hold.PEER)
         if self.outlet.full:
             incoming.source.wait_for_peer()
 
@@ -328,34 +349,40 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
         """The peer has no room: don't read."""
         self.hold(Hold.PEER)
 
-    @property
-    def takes_frames(self) -> bool:
-        """Whether a splice may write here: open, or closing but inside a frame that has to be finished."""
-        return self.state == self.STATE_OPEN or self._held_close is not None
-
-    @property
-    def holds_frames(self) -> bool:
-        """Whether something waits for the end of a half forwarded frame."""
-        return self._held_close is not None or self._pong is not None
-
-    @property
-    def _is_mid_frame(self) -> bool:
-        return self._incoming is not None and self._incoming.mid_frame
-
-    def frame_ended(self) -> None:
-        """The frame that was half forwarded here is whole: write what had to wait."""
-        self._send_pong()
-        if self._held_close is not None:
-            payload, self._held_close = self._held_close, None
-            self.sendFrame(CLOSE, payload)
-            if self._drop_afterwards:
-                self.dropConnection(abort=False)
+    def forwarded(self, waited: bytes) -> None:
+        """Bytes of the peer were written here. `waited` is what had to wait for the end of their frame."""
+        if waited:
+            self.outlet.write(waited)
+            if self._ping_waits:
+                self._pinged(self.clock())
+        if not self.wire.left:
+            self._tell_frame_whole()
+            if self.wire.closed and self._after_close is not None:
+                self._after_close()
 
     def source_is_gone(self) -> None:
-        """If the rest of a half forwarded frame can't come any more, nothing can follow it: end TCP."""
-        if self._held_close is not None and self._incoming is not None and self._incoming.dead:
-            self._held_close = None
-            self.dropConnection(abort=False)
+        """The peer sends nothing more: a frame that is half written here can't be ended, only TCP can."""
+        self.wire.cut()
+        if self.wire.dead:
+            self._tell_frame_whole()
+            if self.state == self.STATE_CLOSING:
+                self._finish()
+
+    def when_frame_whole(self, call: Callable[[], None]) -> None:
+        """Call it when the peer's half written frame is whole, or never will be; now if there is none."""
+        if self.wire.unfinished:
+            self._on_frame_whole.append(call)
+        else:
+            call()
+
+    def _tell_frame_whole(self) -> None:
+        calls, self._on_frame_whole = self._on_frame_whole, []
+        for call in calls:
+            call()
+
+    def _end_wire(self) -> None:
+        self.wire.end()
+        self._tell_frame_whole()
 
     # Time-outs
 
@@ -368,7 +395,6 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
             return
         if self.state != self.STATE_OPEN:
             return
-        self._send_pong()
         if self.holds or self.heard_at >= self._pinged_at:
             # Of a peer that isn't read the pong can't be heard, so there is no deadline; the ping still makes
             # the host of one that is gone answer with a reset.
@@ -378,7 +404,13 @@ class Protocol(WebSocketServerProtocol):  # type: ignore[misc] # autobahn has no
             return
         quiet = now - max(self.heard_at, self._pinged_at)
         # Unsent bytes do what a ping does.
-        if quiet >= server.ping_interval and not self.outlet.unsent_bytes and not self._is_mid_frame:
-            self._pinged_at = now
-            self._awaits_pong = not self.holds
-            self.sendFrame(PING)
+        if quiet >= server.ping_interval and not self.outlet.unsent_bytes:
+            # Its time for an answer begins when it's written: not before the end of a half written frame.
+            self._ping_waits = not self.sendFrame(PING)
+            if not self._ping_waits:
+                self._pinged(now)
+
+    def _pinged(self, now: float) -> None:
+        self._ping_waits = False
+        self._pinged_at = now
+        self._awaits_pong = not self.holds

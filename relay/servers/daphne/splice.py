@@ -21,73 +21,55 @@ than reads of 64 KiB, and no gain beyond."""
 
 
 class Splice:
-    """Carries the frames that `source` receives to `target`.
+    """Carries the frames that `source` receives to `target`, as far as the wire to `target` takes them.
 
-    While a frame is half forwarded, `target` may write nothing else (RFC 6455 section 5.4 lets control frames
-    stand between the fragments of a message, never inside a frame): it holds its own frames until then, and
-    `take` stops there to let them out.
+    What comes when it takes no more is read all the same: the close frame of `source` may be in it.
     """
 
-    __slots__ = ("_base", "_clock", "_forwarder", "_meter", "_stopped", "_total", "source", "target")
+    __slots__ = ("_base", "_clock", "_forwarder", "_meter", "_total", "_wire", "source", "target")
 
     def __init__(self, source: "Protocol", target: "Protocol", meter: Meter, max_message_bytes: int) -> None:
         self.source = source
         self.target = target
+        self._wire = target.wire
         self._forwarder = Forwarder(max_message_bytes)
         self._meter = meter
         self._clock = source.clock
         self._base = meter.nbytes
         self._total = 0
-        self._stopped = False
         if isinstance(source.transport, Connection):  # not TLS, which has buffers of its own
             source.transport.doRead = self._read
 
-    @property
-    def mid_frame(self) -> bool:
-        """Whether the target's output ends inside a frame."""
-        return self._forwarder.mid_frame
-
-    @property
-    def dead(self) -> bool:
-        """Whether the rest of a half forwarded frame can't come any more."""
-        return self._forwarder.ended or self.source.gone
-
-    def stop(self) -> None:
-        """Forward and count nothing more, but for the rest of a frame that is half forwarded."""
-        self._stopped = True
-
     def take(self, data: bytes) -> None:
         """Forward what `source` received, and have it handle its control frames."""
-        source = self.source
-        source.heard_at = self._clock()
-        if self._stopped or self.target.holds_frames:
-            left = self._forwarder.frame_left if self.mid_frame else 0
-            self._forward(data[:left])
-            if not self.mid_frame:
-                self.target.frame_ended()
-            data = data[left:]
+        self.source.heard_at = self._clock()
+        if self._wire.stops:
+            rest = self._wire.left
+            self._forward(data[:rest])
+            data = data[rest:]
         self._forward(data)
 
     def _forward(self, data: bytes) -> None:
-        forwarder, target, source = self._forwarder, self.target, self.source
-        mid_frame = forwarder.mid_frame
+        forwarder, wire, target = self._forwarder, self._wire, self.target
         writes, messages, payload_bytes, controls, failure = forwarder.feed(data)
-        if writes and (mid_frame or not self._stopped) and target.takes_frames:
+        if writes and wire.takes_frames:
             target.outlet.write_now(writes)
-            self._total += payload_bytes
-            if not self._stopped:
-                self._count(messages)
+            self._count(messages, payload_bytes)
+            waited = wire.forwarded(forwarder.left_out)
+            if waited or wire.over:
+                target.forwarded(waited)
             if target.outlet.full:
-                source.wait_for_peer()
+                self.source.wait_for_peer()
         for control in controls:
             self._handle(control)
         if failure is not None:
-            source.fail_and_finish(failure.code, failure.text)
+            self.source.fail_and_finish(failure.code, failure.text)
             target.source_is_gone()
 
-    def _count(self, messages: int) -> None:
+    def _count(self, messages: int, payload_bytes: int) -> None:
         meter = self._meter
         meter.active_at = self.source.heard_at
+        self._total += payload_bytes
         if messages:
             meter.frames += messages
             meter.nbytes = self._base + self._total - self._forwarder.partial_bytes

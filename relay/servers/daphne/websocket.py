@@ -9,10 +9,10 @@ from twisted.internet import defer
 
 from relay import conf
 from relay.flow import WaterMarks
-from relay.frames import BINARY, TEXT
+from relay.frames import BINARY, TEXT, frame_header
 from relay.links import SPLICE_EXTENSION, Meter
 from relay.servers.daphne.http import checked_headers, final_response
-from relay.servers.daphne.protocol import Hold, Protocol, frame_header, is_valid_code
+from relay.servers.daphne.protocol import Hold, Protocol, is_valid_code
 from relay.servers.daphne.splice import Splice
 from relay.servers.inbox import Inbox, Message
 
@@ -119,7 +119,6 @@ class WebSocket(Protocol):
             if self._incoming is not None:
                 raise ValueError("the socket is spliced: only its peer's frames may be sent on it")
             self._send_message(message)
-            self._send_pong()
         elif kind == "websocket.close":
             self.close(message.get("code"), message.get("reason"))
         elif kind == "websocket.accept":
@@ -229,10 +228,17 @@ class WebSocket(Protocol):
         self.release(Hold.SPLICE)
         return True
 
-    def unsplice(self) -> None:
+    def unsplice(self) -> asyncio.Future[None] | None:
         """See `Spliceable.unsplice`."""
-        if self._outgoing is not None:
-            self._outgoing.stop()
+        if self._outgoing is None:
+            return None
+        target = self._outgoing.target
+        target.wire.stop()
+        if not target.wire.unfinished:
+            return None
+        whole: asyncio.Future[None] = self.server.loop.create_future()
+        target.when_frame_whole(functools.partial(whole.set_result, None))
+        return whole
 
     @property
     def unsent_bytes(self) -> int:

@@ -1,0 +1,1 @@
+"""What a receiver gets of a busy session, however it ends: real processes and sockets, each byte checked."""
