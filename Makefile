@@ -112,3 +112,7 @@ mutants: $(VENV)/.tests ## put faults into the code, one at a time: the tests ha
 
 mutants-turn: $(VENV)/.tests ## twenty of those, others with each commit
 	@$(BIN)/python -m tests.mutants --jobs $(JOBS) --turn $$(git rev-list --count HEAD)
+
+.PHONY: ends
+ends: $(VENV)/.tests ## end busy sessions in every way over every path, a hundred times each (ENDS_ARGS="--path spliced --rounds 9")
+	@$(BIN)/python -m tests.ends $(ENDS_ARGS)

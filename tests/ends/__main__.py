@@ -22,10 +22,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=100, help="ends of each kind and path (100)")
     parser.add_argument("--path", action="append", choices=PATHS, help="only these paths")
     parser.add_argument("--kind", action="append", help="only these kinds")
+    parser.add_argument("--shape", type=int, help="only the shape of this number, from 0 on")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     kinds = [kind for kind in KINDS if not options.kind or kind.name in options.kind]
     failed = False
+    if options.shape is not None:
+        SHAPES[:] = [SHAPES[options.shape]]
     shapes = ", ".join(f"{size} B in {frames}" for size, frames in SHAPES)
     print(f"frames of each message, turn by turn: {shapes}\n")
     print(f"{'path':12}{'kind':20}{'rounds':>7}{'right':>7}{'wrong':>7}", flush=True)

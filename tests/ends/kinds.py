@@ -26,6 +26,8 @@ class Kind:
     pushes: tuple[bool, bool] = (True, True)
     seconds: float = 0.3
     """How long it's busy at most before it is ended."""
+    large: bool = False
+    """Whether only large messages do: so many small ones are never under way that a receiver stalls."""
     environ: tuple[tuple[str, str], ...] = ()
     """What its relay is told, so that what has to time out does so soon."""
 
@@ -104,6 +106,7 @@ KINDS = [
         _stop_reading,
         (4413, 4413),
         pushes=(True, False),
+        large=True,
         environ=(("RELAY_STALL_SECONDS", "1"),),
     ),
     Kind("peer's close", _close, (4001, 4001)),
