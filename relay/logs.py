@@ -72,8 +72,8 @@ class WithoutSecrets(logging.Filter):
             for name, value in args.items():
                 mine[name] = _cut(value)
             record.args = mine
-        # What looks harmless in pieces, and any other object's text. What can't be formatted is the handler's to
-        # report: no request may fail by it.
+        # What looks harmless in pieces, and any other object's text. What can't be formatted is the handler's
+        # to report: no request may fail by it.
         with contextlib.suppress(TypeError, ValueError, KeyError):
             message = record.getMessage()
             if (cut := without_secrets(message)) != message:

@@ -2,11 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,37 @@ from tests.tokens import SECRET_KEY
 
 UVICORN = (
     "uvicorn", "--port", "{port}", "--ws-per-message-deflate", "false", "--ws-max-size", "1048576",
-    "--timeout-graceful-shutdown", "10", "--no-proxy-headers",
+    "--timeout-graceful-shutdown", "10", "--no-proxy-headers", "--log-level", "debug",
 )  # fmt: skip
-"""The README's command."""
-
-APPLICATION = "platform_project.asgi:application"
+"""The README's command, and all that it can log."""
 
 COMMANDS = {
-    "uvicorn": (*UVICORN, APPLICATION),
-    "uvicorn, wsproto": (*UVICORN, "--ws", "wsproto", APPLICATION),
-    "uvicorn, two workers": (*UVICORN, "--workers", "2", APPLICATION),
-    "hypercorn": ("hypercorn", "--bind", "127.0.0.1:{port}", "--graceful-timeout", "1", APPLICATION),
-    "granian": ("granian", "--interface", "asgi", "--port", "{port}", APPLICATION),
-    "daphne": ("daphne", "-p", "{port}", APPLICATION),
-}
+    "uvicorn": UVICORN,
+    "uvicorn, wsproto": (*UVICORN, "--ws", "wsproto"),
+    "uvicorn, two workers": (*UVICORN, "--workers", "2"),
+    "hypercorn": (
+        "hypercorn", "--bind", "127.0.0.1:{port}", "--graceful-timeout", "1", "--log-level", "debug",
+        "--access-logfile", "-", "--access-logformat",
+        "%(R)s %(q)s %({authorization}i)s %({sec-websocket-protocol}i)s %(s)s",
+    ),
+    "granian": (
+        "granian", "--interface", "asgi", "--port", "{port}", "--log-level", "debug", "--access-log",
+        "--access-log-fmt", "%(path)s %(query_string)s %(header{authorization})s %(status)d",
+    ),
+    "plain daphne": ("daphne", "-p", "{port}", "-v", "2"),
+    "our daphne": ("daphne", "-p", "{port}", "-v", "2"),
+}  # fmt: skip
+"""Each as talkative as it gets, with every part of a request in its access log that it offers."""
 
-SETTINGS = """
+SETTINGS = f"""
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[1]
-SECRET_KEY = {secret_key!r}
+SECRET_KEY = {SECRET_KEY!r}
 ALLOWED_HOSTS = ["*"]
 USE_TZ = True
 INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "channels", "relay"]
-ROOT_URLCONF = "platform_project.urls"
+ROOT_URLCONF = "own_project.urls"
 DATABASES = {{"default": {{"ENGINE": "django.db.backends.sqlite3", "NAME": FOLDER / "database.sqlite3"}}}}
 CHANNEL_LAYERS = {{"default": {{"BACKEND": "relay.layers.MemoryChannelLayer"}}}}
 SIMPLE_JWT = {{"SIGNING_KEY": SECRET_KEY}}
@@ -48,6 +55,7 @@ LOGGING = {{
     "disable_existing_loggers": False,
     "handlers": {{"stdout": {{"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}}}},
     "loggers": {{"relay.usage": {{"handlers": ["stdout"], "level": "INFO", "propagate": False}}}},
+    "root": {{"handlers": ["stdout"], "level": "INFO"}},
 }}
 """
 
@@ -58,66 +66,39 @@ urlpatterns = [path("", include("relay.urls"))]
 """
 
 ASGI = """
-import os
-
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "platform_project.settings")
-
 from channels.routing import ProtocolTypeRouter
 from django.core.asgi import get_asgi_application
 
 django_application = get_asgi_application()
 
-from relay.routing import application as relay_application
-{imports}
-application = ProtocolTypeRouter({{"http": django_application, "websocket": relay_application, {mounts}}})
+from relay import routing
+{more}
+application = ProtocolTypeRouter({{"http": django_application, "websocket": routing.application, {lifespan}}})
 """
 
-MOUNTED = {"imports": "from relay.routing import lifespan", "mounts": '"lifespan": lifespan'}
-NOT_MOUNTED = {"imports": "", "mounts": ""}
+LIFESPAN = '"lifespan": routing.lifespan'
+
+INSTALL = "from relay.servers import daphne; daphne.install()"
 
 
 class Project(ServerProcess):
     """Such a project, served from its server's own command line for the length of a `with` block.
 
-    `settings` is Python that stands at the end of its settings; `lifespan` says if it mounts the relay's.
+    `lifespan` says if it mounts the relay's. `database` is one that has its tables, to be copied.
     """
 
-    def __init__(
-        self,
-        server: str,
-        folder: Path,
-        *,
-        lifespan: bool = True,
-        settings: str = "",
-        options: tuple[str, ...] = (),
-        environ: Mapping[str, str] | None = None,
-    ) -> None:
-        *command, application = COMMANDS[server]
-        path = os.pathsep.join((str(folder), str(ROOT)))
-        super().__init__(
-            [*command, *options, application],
-            folder,
-            {"PYTHONPATH": path, "DJANGO_SETTINGS_MODULE": "platform_project.settings", **(environ or {})},
-        )
+    def __init__(self, server: str, folder: Path, database: Path, *, lifespan: bool = True) -> None:
+        environ = {
+            "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT))),
+            "DJANGO_SETTINGS_MODULE": "own_project.settings",
+        }
+        super().__init__([*COMMANDS[server], "own_project.asgi:application"], folder, environ)
         self.cwd = folder
         self.url = f"ws://{self.host}:{self.port}"
-        package = folder / "platform_project"
-        package.mkdir(parents=True)
-        for name, text in {
-            "__init__": "",
-            "settings": SETTINGS.format(secret_key=SECRET_KEY) + settings,
-            "urls": URLS,
-            "asgi": ASGI.format(**(MOUNTED if lifespan else NOT_MOUNTED)),
-        }.items():
-            (package / f"{name}.py").write_text(text)
-        self.manage("migrate", "--verbosity", "0")
-
-    def manage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run one of its management commands."""
-        return subprocess.run(
-            [sys.executable, "-m", "django", *arguments],
-            cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=60, check=True,
-        )  # fmt: skip
+        more = INSTALL if server == "our daphne" else ""
+        asgi = ASGI.format(more=more, lifespan=LIFESPAN if lifespan else "")
+        write(folder, {"settings": SETTINGS, "urls": URLS, "asgi": asgi})
+        shutil.copy(database, folder / "database.sqlite3")
 
     def kill(self) -> None:
         """End it at once, its workers too."""
@@ -125,9 +106,31 @@ class Project(ServerProcess):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def sessions(self) -> dict[str, dict[str, Any]]:
-        """The rows of its sessions, by session id."""
+    def sessions(self) -> list[dict[str, Any]]:
+        """The rows of its sessions."""
         with contextlib.closing(sqlite3.connect(self.folder / "database.sqlite3")) as connection:
             connection.row_factory = sqlite3.Row
-            rows = connection.execute("SELECT * FROM relay_relaysession").fetchall()
-        return {row["session_id"]: dict(row) for row in rows}
+            return [dict(row) for row in connection.execute("SELECT * FROM relay_relaysession")]
+
+    def written(self) -> dict[str, bytes]:
+        """All that it has left in its folder but its own code: output, database, spool."""
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        return {str(path): path.read_bytes() for path in files if path.suffix not in (".py", ".pyc")}
+
+
+def write(folder: Path, modules: dict[str, str]) -> None:
+    """Make the package of the project."""
+    package = folder / "own_project"
+    package.mkdir(parents=True)
+    for name, text in {"__init__": "", **modules}.items():
+        (package / f"{name}.py").write_text(text)
+
+
+def migrated(folder: Path) -> Path:
+    """A database with the relay's tables, made by the project's own `migrate`."""
+    write(folder, {"settings": SETTINGS, "urls": URLS})
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}
+    command = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
+    command += ["--settings", "own_project.settings"]
+    subprocess.run(command, cwd=folder, env=environ, timeout=60, check=True)
+    return folder / "database.sqlite3"
