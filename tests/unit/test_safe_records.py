@@ -13,7 +13,7 @@ SOON = 20.0
 
 
 class Database:
-    """In place of the writer's attempt on a real one: takes what is written when it's let, unless it's `away`."""
+    """In place of the writer's attempt on a real one: takes what it's given when it's let, or is `away`."""
 
     def __init__(self) -> None:
         self.asked, self.let = threading.Event(), threading.Event()

@@ -36,6 +36,7 @@ def logged(request, caplog):
     ("message", "args", "left"),
     [
         ("%s %s?token=" + SECRET, (f"GET /relay/x?token={SECRET} HTTP/1.1", "b"), "GET /relay/x HTTP/1.1 b"),
+        ("GET %s", (f"/relay/x?anything={SECRET}",), "/relay/x"),
         ('%s - "WebSocket %s" [accepted]', ("127.0.0.1:1", f"/relay/x?token={SECRET}"), "/relay/x"),
         ("< %s: %s", ("Authorization", f"Bearer {SECRET}"), "< Authorization"),
         ("< %s: %s", ("Authorization", f"Token {SECRET}"), "< Authorization"),
