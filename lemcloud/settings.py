@@ -204,10 +204,7 @@ UNFOLD: dict[str, Any] = {
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "filters": {
-        "one_line": {"()": "lemcloud.logs.OneLine"},
-        "without_queries": {"()": "lemcloud.logs.WithoutQueries"},
-    },
+    "filters": {"one_line": {"()": "lemcloud.logs.OneLine"}},
     "formatters": {
         "text": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
         "line": {"format": "%(message)s"},
@@ -222,8 +219,6 @@ LOGGING = {
         "relay.usage": {"handlers": ["stdout"], "level": "INFO", "propagate": False},
         # It logs each second in which Redis is away, with a traceback of a hundred lines.
         "channels_redis.pubsub": {"filters": ["one_line"]},
-        # uvicorn logs each upgrade with its query string, which may hold a token.
-        "uvicorn.error": {"filters": ["without_queries"]},
         "relay.access": {"handlers": ["stdout"], "level": "INFO", "propagate": False},
     },
     "root": {"handlers": ["stderr"], "level": "INFO"},

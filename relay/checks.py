@@ -5,7 +5,7 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
-from relay import conf
+from relay import conf, logs
 
 MIN_SECRET_KEY_BYTES = 32
 """Shortest key for HS256: the length of its hash (RFC 7518 section 3.2)."""
@@ -73,5 +73,20 @@ def the_secret_key_is_long_enough(**_: Any) -> list[CheckMessage]:
             f"SECRET_KEY is shorter than {MIN_SECRET_KEY_BYTES} bytes, too short for {algorithm} tokens.",
             hint="Make one with: python -c 'import secrets; print(secrets.token_urlsafe(48))'",
             id="relay.W001",
+        )
+    ]
+
+
+@register(Tags.security)
+def no_log_has_tokens(**_: Any) -> list[CheckMessage]:
+    """relay.W002: a server's logger has lost the filter that keeps tokens out, or never took it."""
+    unguarded = logs.unguarded()
+    if not unguarded:
+        return []
+    return [
+        Warning(
+            f"Tokens in queries and headers may be logged by {', '.join(unguarded)}.",
+            hint="Call relay.logs.install() after whatever takes filters off these loggers.",
+            id="relay.W002",
         )
     ]

@@ -56,6 +56,17 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
         except Refused as refused:
             await self._tell(refused.close)
             return
+        try:
+            await self._serve(leg, receive)
+        finally:
+            # Where no lifespan is mounted nothing tells that the server stops: it waits for its applications,
+            # then ends the process, perhaps by a signal, which runs no exit handler. So a leg's application
+            # does not end before its session's record is on the disk. Our own server drains by itself.
+            if leg.port.connection is None:
+                await self.sessions.safe(leg)
+
+    async def _serve(self, leg: sessions.Leg, receive: Receive) -> None:
+        """Carry the frames of a leg that has its place, until its session ends."""
         loops: list[asyncio.Task[None]] = []
         try:
             await self._enter_group(leg)
@@ -69,6 +80,13 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
             close = await leg.over
             if close is not None:
                 await self._tell(close)
+        except asyncio.CancelledError:
+            if leg.port.connection is None:
+                # Other servers than ours cancel an application whose socket is open only when they stop.
+                restarting = Close.because(CloseReason.RESTARTING)
+                self.sessions.end(leg, restarting)
+                await self._tell(restarting)
+            raise
         finally:
             # Also when the server cancels us: the session must not outlive its leg.
             self.sessions.gone(leg, Close.because(CloseReason.PEER_LOST))

@@ -1,4 +1,4 @@
-"""WebSocket paths of the relay. A project mounts `application` under `websocket` in its router."""
+"""What a project mounts in its router: `application` under `websocket`, `lifespan` under `lifespan`."""
 
 from typing import Any
 
@@ -9,6 +9,9 @@ from relay import servers, sessions
 from relay.consumers import RelayConsumer
 from relay.forwarded import ForwardedMiddleware
 from relay.middleware import TokenMiddleware
+from relay.servers.lifespan import lifespan
+
+__all__ = ["application", "lifespan", "websocket_urlpatterns"]
 
 
 async def _drain(seconds: float) -> None:

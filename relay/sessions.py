@@ -5,6 +5,7 @@ a session's counters and its end can't disagree.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -20,7 +21,7 @@ from channels.layers import get_channel_layer
 from relay import conf
 from relay.closing import Close, CloseReason
 from relay.grants import Grant, Refused
-from relay.ledger import Ledger, SessionRecord
+from relay.ledger import Ledger, SessionRecord, at_exit
 from relay.links.exchange import MESSAGE_TYPE, Exchange, Message
 from relay.links.local import LocalLink
 from relay.live import NODE, Leg, LiveSession, Port, now_utc
@@ -49,6 +50,10 @@ SLICE_SESSIONS = 50
 NOT_HERE = Close.because(CloseReason.PEER_LOST)
 """What a leg is told whose peer's node knows nothing of their session."""
 
+SAFE_SECONDS = 0.5
+"""How long a leg's application may wait for its session's record to be on the disk: several batches of the
+ledger, and little beside what a server waits for its applications when it stops."""
+
 REMEMBERED_ENDS = 1024
 """Ends that are told to another node that asks for a session which is over: it does so within moments."""
 
@@ -59,8 +64,14 @@ class Recorder(Protocol):
     def record(self, record: SessionRecord) -> None:
         """Take note of a session as it is now; never blocks, never fails for want of a database."""
 
-    def flush(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until everything recorded is written; whether it is. Blocks."""
+    def when_safe(self, session: UUID, tell: Callable[[], None]) -> None:
+        """Have `tell()` called, from any thread, when what was recorded of a session is on the disk."""
+
+    def close(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds until everything recorded is written; whether it is. Blocks.
+
+        What could not be written by then is saved elsewhere, or counted in an error line.
+        """
 
     @property
     def spool_error(self) -> str:
@@ -193,8 +204,48 @@ class Sessions:
             remote.give_up()
         await self.rendezvous.close()
         left = max(0.0, started + seconds - self.clock())
-        # What can't be written in this time the recorder keeps or reports at the exit of the process.
-        await asyncio.to_thread(self._recorder.flush, left)
+        # Not left to the exit of the process: a server that ends itself by a signal has none.
+        await asyncio.to_thread(self._recorder.close, left)
+
+    async def safe(self, leg: Leg) -> None:
+        """Returns when what is known of the session of `leg` is on the disk, or after `SAFE_SECONDS`.
+
+        Also where the server cancels the caller meanwhile, even again and again: the cancelling goes on
+        after that. A session with another node is safe when this node's figures are: whoever of the two
+        is left closes it with them.
+        """
+        loop = asyncio.get_running_loop()
+        # A bare future: a server that stops cancels every task there is.
+        safe: asyncio.Future[None] = loop.create_future()
+
+        def is_safe() -> None:
+            if not safe.done():
+                safe.set_result(None)
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
+                loop.call_soon_threadsafe(is_safe)
+
+        self._recorder.when_safe(leg.session_uuid, tell)
+        deadline = loop.time() + SAFE_SECONDS
+        cancelled: asyncio.CancelledError | None = None
+        while not safe.done() and (left := deadline - loop.time()) > 0:
+            try:
+                await asyncio.wait((safe,), timeout=left)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+
+    def exit(self) -> None:
+        """The process exits, and nothing has told it to drain: what lives is recorded as it is.
+
+        For when no event loop runs any more: nobody is told.
+        """
+        for live in list(self._live.values()):
+            if live.link is None and live.session.end(Close.because(CloseReason.RESTARTING), self.clock()):
+                live.ended_at = now_utc()
+                self.note(live, closed=True)
 
     async def _until(self, done: Callable[[], bool], seconds: float) -> None:
         deadline = self.clock() + seconds
@@ -385,7 +436,10 @@ def of_this_process() -> Sessions:
     settings = conf.current()
     ledger = Ledger(node=NODE, spool_dir=Path(settings.spool_dir) if settings.spool_dir else None)
     ledger.start()
-    if not settings.redis_url:
-        return Sessions(settings, MemoryRendezvous(), ledger)
-    rendezvous = RedisRendezvous(settings.redis_url, settings.node_seconds, settings.admit_seconds / 2)
-    return Sessions(settings, rendezvous, ledger, many_nodes=True)
+    if settings.redis_url:
+        redis = RedisRendezvous(settings.redis_url, settings.node_seconds, settings.admit_seconds / 2)
+        sessions = Sessions(settings, redis, ledger, many_nodes=True)
+    else:
+        sessions = Sessions(settings, MemoryRendezvous(), ledger)
+    at_exit(sessions.exit)  # before the ledger's own, which was registered when it started
+    return sessions

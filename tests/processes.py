@@ -32,6 +32,9 @@ class ServerProcess:
 
     host = "127.0.0.1"
 
+    cwd = ROOT
+    """Where it is started."""
+
     def __init__(
         self,
         command: Sequence[str],
@@ -51,7 +54,9 @@ class ServerProcess:
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "stdout").open("wb") as out, (self.folder / "stderr").open("wb") as err:
-            self.process = subprocess.Popen(self.command, cwd=ROOT, env=self.environ, stdout=out, stderr=err)
+            self.process = subprocess.Popen(
+                self.command, cwd=self.cwd, env=self.environ, stdout=out, stderr=err, start_new_session=True
+            )
         try:
             self.wait_until(self._listens, "listen")
         except BaseException:

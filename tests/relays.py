@@ -31,6 +31,7 @@ COMMANDS = {
         # Deflate would hide back-pressure; see the README on uvicorn.
         "--timeout-graceful-shutdown", "10",
         "--no-proxy-headers",  # else it believes anyone on this machine, whatever RELAY_TRUSTED_PROXIES says
+        "--lifespan", "on",  # else it serves as well where there is none
         "--no-access-log", "lemcloud.asgi:application",
     ],
 }  # fmt: skip

@@ -5,6 +5,7 @@ up a line, nor a stdout that nobody reads holds up the event loop or a row.
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from relay.ledger.records import SessionRecord, log_line
 
@@ -23,7 +24,7 @@ class LinePrinter:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: deque[SessionRecord] = deque()
+        self._waiting: deque[SessionRecord | Callable[[], None]] = deque()
         self._printing = 0
         self._printed: dict[object, None] = {}  # by session, oldest first
         self._thread: threading.Thread | None = None
@@ -43,6 +44,15 @@ class LinePrinter:
                 self._thread = threading.Thread(target=self._run, name="relay-usage-lines", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
+
+    def after_these(self, tell: Callable[[], None]) -> None:
+        """Have `tell()` called once when all lines put so far are printed: at once if they are, else by the
+        thread that prints them. It must neither block nor fail."""
+        with self._changed:
+            if self._waiting or self._printing:
+                self._waiting.append(tell)
+                return
+        tell()
 
     def flush(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until all lines are printed; whether they are."""
@@ -66,7 +76,10 @@ class LinePrinter:
                 if not self._waiting:
                     self._thread = None
                     return
-                records, self._waiting = self._waiting, deque()
-                self._printing = len(records)
-            for record in records:
-                usage_log.info(log_line(record))
+                items, self._waiting = self._waiting, deque()
+                self._printing = len(items)
+            for item in items:
+                if isinstance(item, SessionRecord):
+                    usage_log.info(log_line(item))
+                else:
+                    item()

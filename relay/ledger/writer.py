@@ -1,6 +1,5 @@
 """The ledger: takes records from any thread without blocking and writes them behind, in batches."""
 
-import atexit
 import logging
 import threading
 import time
@@ -15,6 +14,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from relay import conf
 from relay.ledger import replay
 from relay.ledger.deadline import Deadline
+from relay.ledger.exits import at_exit, not_at_exit
 from relay.ledger.heart import Heart
 from relay.ledger.lines import LinePrinter
 from relay.ledger.records import SessionRecord, merge
@@ -99,6 +99,7 @@ class Ledger:
         self._giving_up = False
         self._flushing = False
         self._lines_due: set[UUID] = set()  # closed, and not printed yet
+        self._tells: dict[UUID, list[Callable[[], None]]] = {}  # see `when_safe`
 
         # Of the writer thread alone; what others read is replaced, never changed:
         self._batch: dict[UUID, SessionRecord] = {}
@@ -127,7 +128,7 @@ class Ledger:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="relay-ledger", daemon=True)
             self._thread.start()
-            atexit.register(self._close_at_exit)
+            at_exit(self._close_at_exit)
         self._changed.notify_all()
 
     def record(self, record: SessionRecord) -> None:
@@ -141,6 +142,18 @@ class Ledger:
             self._start()
         if record.closed and not wait:
             self._lines.put(record)
+
+    def when_safe(self, session: UUID, tell: Callable[[], None]) -> None:
+        """Have `tell()` called once, from any thread, when what is recorded of `session` is safe.
+
+        It is when the database or the spool has it and what is due of its line is printed; perhaps at once.
+        `tell` must neither block nor fail. Never blocks.
+        """
+        with self._changed:
+            if session in self._waiting or session in self._batch:
+                self._tells.setdefault(session, []).append(tell)
+                return
+        self._lines.after_these(tell)
 
     @property
     def unwritten(self) -> int:
@@ -185,7 +198,7 @@ class Ledger:
             self._giving_up = not written
             self._hurry.set()
             self._changed.notify_all()
-        atexit.unregister(self._close_at_exit)
+        not_at_exit(self._close_at_exit)
         if thread is not None:
             thread.join(max(0.0, deadline - self._clock()))
         if self.unwritten:
@@ -228,6 +241,14 @@ class Ledger:
                     self._batch = {u: r for u, r in self._batch.items() if u not in kept}
             spool.close()
         self._print([records[uuid] for uuid in due])
+        self._tell_of_the_safe()
+
+    def _tell_of_the_safe(self) -> None:
+        with self._changed:
+            safe = self._tells.keys() - self._waiting.keys() - self._batch.keys()
+            tells = [tell for session in safe for tell in self._tells.pop(session)]
+        for tell in tells:
+            self._lines.after_these(tell)
 
     # From here on: the writer thread.
 
@@ -253,6 +274,7 @@ class Ledger:
                 self._batch = {}
                 self._written = self._taken
                 self._changed.notify_all()
+        self._tell_of_the_safe()
 
     @property
     def _spool_helps(self) -> bool:

@@ -9,7 +9,7 @@ _drains: list[Drain] = []
 
 
 def on_start(start: Callable[[], object]) -> None:
-    """Have `start()` called when the server begins to serve; only our own one tells."""
+    """Have `start()` called when the server begins to serve: our own one, or one with a lifespan."""
     _starts.append(start)
 
 

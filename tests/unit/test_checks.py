@@ -1,5 +1,7 @@
 """Promises of `relay.checks`: each finding has a stable id."""
 
+import logging
+
 import pytest
 from django.core.checks import run_checks
 
@@ -56,3 +58,8 @@ def test_redis_for_the_sessions_and_none_for_their_frames_is_e003(settings):
     assert ids() == {"relay.E003"}
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer"}}
     assert not ids()
+
+
+def test_a_server_logger_without_its_filter_is_w002(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "filters", [])
+    assert ids() == {"relay.W002"}

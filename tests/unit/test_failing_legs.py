@@ -42,6 +42,7 @@ class Socket:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Mock:
     recorder = Mock()
+    recorder.when_safe.side_effect = lambda session, tell: tell()
     here = sessions.Sessions(conf.RelaySettings(), MemoryRendezvous(), recorder)
     monkeypatch.setattr(sessions, "of_this_process", lambda: here)
     return recorder

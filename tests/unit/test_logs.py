@@ -2,18 +2,12 @@
 
 import logging
 
-from lemcloud.logs import OneLine, WithoutQueries
+from lemcloud.logs import OneLine
 
 
 def record(message: str, *args: object, error: Exception | None = None) -> logging.LogRecord:
     exc_info = (type(error), error, None) if error else None
     return logging.LogRecord("name", logging.ERROR, __file__, 1, message, args, exc_info)
-
-
-def test_a_query_string_is_cut_out_of_message_and_arguments():
-    told = record("%s %s?token=secret", "GET /relay/x?token=secret HTTP/1.1", "b")
-    assert WithoutQueries().filter(told)
-    assert told.getMessage() == "GET /relay/x HTTP/1.1 b"
 
 
 def test_an_error_with_a_traceback_becomes_a_warning_that_names_it():
