@@ -306,7 +306,9 @@ def test_what_live_sessions_had_in_the_spool_gives_way_to_ends(tmp_path: Path) -
 
 
 def test_of_what_comes_at_once_ends_have_room_before_live_sessions(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, "x", len(encode(Entry(ended(9)))) + 10)
+    live_one, end = len(encode(Entry(live(1)))), len(encode(Entry(ended(9))))
+    spool = Spool(tmp_path, "x", live_one + end - 1)
+    assert live_one < (live_one + end - 1) // 2  # alone, it would have room
     assert spool.append(of(live(1), ended(9))) == {uuid(9)}
     assert on_disk(tmp_path) == [ended(9)]
     spool.close()

@@ -191,6 +191,23 @@ def test_a_line_is_printed_when_its_row_is_there_and_once(
     assert lines == [log_line(ended(1, node=US))]
 
 
+def test_a_session_that_ends_has_its_line_though_another_of_its_batch_had_ended_before(
+    database: Database, lines: list[str], tmp_path: Path
+) -> None:
+    clock = Clock(tmp_path, node=US)
+    clock.step(live(1, node=US), live(2, node=US))
+    rows.write([ended(1, node="other")], "default")
+    clock.step(ended(1, node=US), ended(2, node=US))
+    assert log_line(ended(2, node=US)) in lines
+
+
+def test_a_leg_that_dropped_without_a_close_code_stays_as_it_left(database: Database) -> None:
+    left = leg(1, left_at=START, bytes_received=7)
+    rows.write([live(1, legs=(left,))], "default")
+    rows.write([live(1, legs=(leg(1, bytes_received=9),))], "default")
+    assert_row_equals(live(1, legs=(left,)))
+
+
 def test_where_only_the_answer_to_a_write_got_lost_its_line_is_printed(
     database: Database, writes: Writes, lines: list[str], tmp_path: Path
 ) -> None:
