@@ -169,8 +169,8 @@ def test_a_correction_is_not_corrected_but_its_session(session: dict[str, Any]) 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_seconds_are_rounded_to_the_millisecond_and_not_cut(session: dict[str, Any]) -> None:
-    correct("--paired-seconds", "0.57")  # as a float, 569.99... milliseconds
-    assert billed()["paired_seconds"] == 0.57
+    correct("--paired-seconds", "1.001")  # as a float, 1000.99... milliseconds
+    assert billed()["paired_seconds"] == 1.001
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

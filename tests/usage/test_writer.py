@@ -393,3 +393,13 @@ def test_an_error_of_the_record_is_told_from_one_of_the_database(
     [error] = of_ledger(caplog)
     assert "left out (out of range): " in error.getMessage()
     assert "session-1" in error.getMessage()
+
+
+def test_all_sessions_of_a_dead_node_are_closed_however_many_it_had(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few in each transaction, so that no lock is held for long."""
+    monkeypatch.setattr(nodes, "SESSIONS_AT_ONCE", 2)
+    rows.write([live(number, node="dead:1:1") for number in range(5)], "default")
+    assert [len(closed) for closed in nodes.settle("default", lost_seconds=60)] == [2, 2, 1]
+    assert set(RelaySession.objects.values_list("reason", flat=True)) == {"node_lost"}
