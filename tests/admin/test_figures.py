@@ -239,6 +239,16 @@ def test_a_timeline_says_how_each_leg_was_told_and_of_a_lost_one_that_it_dropped
     ]
 
 
+def test_a_leg_that_left_before_the_end_did_so_before_it_in_the_timeline(database: Database) -> None:
+    legs = (leg(1, left_at=START + MS), leg(2, role="server", joined_at=START + 2 * MS))
+    rows.write([ended(1, paired_at=START, legs=legs)], "default")
+    session = RelaySession.objects.get()
+    titles = [
+        event.title.partition(" ")[0] for event in timeline(session, list(session.legs.order_by("-pk")))
+    ]
+    assert titles == ["Client", "Paired", "Client", "Server", "Relayed", "Closed:"]
+
+
 def test_bars_are_parts_of_the_axis_and_of_the_longest(database: Database) -> None:
     periods = [figures.Period(NOW, 1, 1024, 3072), figures.Period(NOW, 1, 0, 0)]
     chart = charts.periods(periods, "%d", "%d", 1)

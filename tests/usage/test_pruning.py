@@ -78,6 +78,9 @@ def test_every_destination_has_to_have_it_unless_one_is_named(
     assert prune(capsys) == (2, 2)
     assert prune(capsys, "--destination", "audit") == (0, 2)
     assert prune(capsys, "--destination", "billing") == (2, 0)
+    fill(5, 6)
+    export_to(tmp_path, "audit")  # nor is it enough that only the other one has it
+    assert prune(capsys) == (0, 2)
 
 
 def test_nothing_goes_that_was_exported_nowhere(

@@ -194,11 +194,13 @@ def test_a_line_is_printed_when_its_row_is_there_and_once(
 def test_a_session_that_ends_has_its_line_though_another_of_its_batch_had_ended_before(
     database: Database, lines: list[str], tmp_path: Path
 ) -> None:
-    clock = Clock(tmp_path, node=US)
-    clock.step(live(1, node=US), live(2, node=US))
+    rows.write([live(1), live(2)], "default")
     rows.write([ended(1, node="other")], "default")
-    clock.step(ended(1, node=US), ended(2, node=US))
-    assert log_line(ended(2, node=US)) in lines
+    spool = Spool(tmp_path, "dead:1:1", 10**6)
+    spool.append([Entry(ended(number), line_due=True) for number in (1, 2)])
+    spool.close()
+    Clock(tmp_path, node=US).step()
+    assert lines == [log_line(ended(2))]
 
 
 def test_a_leg_that_dropped_without_a_close_code_stays_as_it_left(database: Database) -> None:
