@@ -146,11 +146,12 @@ def test_what_has_ended_is_forgotten_in_memory(database: Database, writes: Write
     """A process has as many sessions in a month as the database has rows."""
     clock = Clock(tmp_path, node=US)
     clock.step(live(1, node=US), live(2, node=US), live(3, node=US))
-    rows.write([ended(3, node="other")], "default")
+    rows.write([ended(3, node="other", timestamp=START)], "default")
     writes.failure = OperationalError("away")
     clock.step(ended(1, node=US))
     writes.failure = None
-    clock.step(ended(2, node=US), ended(3, node=US))
+    clock.step(ended(2, node=US))
+    clock.step(ended(3, node=US))  # which another node has ended, at another moment
     ledger = clock.ledger
     assert (ledger._known, ledger._lines_due, ledger._waiting, ledger._batch) == (set(), set(), {}, {})
 
