@@ -4,7 +4,7 @@ import pytest
 
 from tests.behaviour.clients import closed, pair
 from tests.relays import COMMANDS
-from tests.transfers import Transfer, check_record
+from tests.transfers import Transfer, check_books
 
 SIZE = 256 * 1024 * 1024
 """Bytes of payload in each direction."""
@@ -16,6 +16,7 @@ async def test_256_mib_cross_both_ways_at_once_unaltered(relay, session_id):
     async with pair(relay, session_id) as (client, server):
         async with Transfer(client, server, SIZE, relay.max_message_bytes) as transfer:
             await transfer.completes(280)
-        await client.close()
-        await closed(server)
-    check_record(await relay.session_closed(session_id), transfer)
+        await client.close(4321, "all is there")
+        close = await closed(server)
+        assert close == (4321, "all is there")
+    await check_books(relay, session_id, transfer, {"client": close, "server": close})

@@ -5,10 +5,11 @@ import base64
 import hashlib
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from tests.behaviour.clients import closed
+from tests.records import check_session, recorded
 
 END = "the end"
 """The last frame of a direction, text, and of no size that the others have."""
@@ -140,7 +141,21 @@ class Transfer:
 
 
 def check_record(record: dict[str, Any], transfer: Transfer) -> None:
-    """The record of a session says what its receivers counted."""
+    """The record of a session, its row or its line, says what its receivers counted."""
     for way, direction in (("up", "client_to_server"), ("down", "server_to_client")):
         counted = (record[f"frames_{direction}"], record[f"bytes_{direction}"])
         assert counted == transfer.received[way].counts, f"{direction}: {counted}, {transfer.received[way]}"
+
+
+async def check_books(
+    relay: Any, session_id: str, transfer: Transfer, closes: Mapping[str, tuple[int, str]]
+) -> None:
+    """The session's line, its row and the rows of both its legs say what its receivers counted.
+
+    And the legs' rows say how each was told that it's over: `closes`, by role.
+    """
+    line = await relay.session_closed(session_id)
+    row = await recorded(relay, session_id)
+    check_record(line, transfer)
+    check_record(row, transfer)
+    check_session(row, line, closes=closes)

@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, TimeoutE
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from tests.records import check_session, ended
 from tests.relays import ROOT, Relay, running
 from tests.tokens import token
 
@@ -135,6 +136,18 @@ def live_pair(relay: Relay, session_id: str) -> Iterator[tuple[Any, Any]]:
         yield client, server
 
 
+CLOSED = (4499, "closed_by_operator: an operator closed the session")
+
+
+def check_books(relay: Relay, session_id: str, received: dict[str, int], close: tuple[int, str]) -> None:
+    """What the clients `received` and the close frame that both were sent are in all records of a session."""
+    row = ended(relay, session_id)
+    lines = [line for line in relay.lines("session_closed") if line["session_id"] == session_id]
+    (line,) = lines
+    frames = {name.replace("bytes", "frames"): int(nbytes > 0) for name, nbytes in received.items()}
+    check_session(row, line, received | frames, closes={"client": close, "server": close})
+
+
 def test_from_the_login_to_a_closed_session(chromium: Browser, relay: Relay, session_id: str) -> None:
     with visiting(chromium, relay) as visit, live_pair(relay, session_id) as (client, server):
         page = visit.page
@@ -166,6 +179,10 @@ def test_from_the_login_to_a_closed_session(chromium: Browser, relay: Relay, ses
             with pytest.raises(ConnectionClosed) as caught:
                 socket.recv(timeout=20)
             assert caught.value.rcvd.code == 4499
+            assert caught.value.rcvd.reason == CLOSED[1]
+        check_books(
+            relay, session_id, {"bytes_client_to_server": 300_000, "bytes_server_to_client": 0}, CLOSED
+        )
 
         visit.go(f"{LIST}?q={session_id}")
         expect(rows).to_contain_text("closed_by_operator")
@@ -225,6 +242,8 @@ def test_the_page_of_a_live_session_refreshes_by_itself_until_its_end(
             button.focus()
             self_refreshed(page, summary.get_by_text("683.6 KiB"))
             expect(button).to_be_focused()
+        counted = {"bytes_client_to_server": 300_000, "bytes_server_to_client": 700_000}
+        check_books(relay, session_id, counted, (1000, ""))
         self_refreshed(page, page.get_by_role("region", name="Ended").get_by_text("peer_left"))
         expect(page.get_by_text("Duration in seconds")).to_be_visible()
 

@@ -11,9 +11,18 @@ import pytest
 
 from tests.behaviour.clients import closed, pair
 from tests.databases import Valkey
+from tests.records import check_session, recorded
 from tests.relays import Relay, running
 
 LIST = "/admin/relay/relaysession/"
+ONE_FRAME = {
+    "bytes_client_to_server": len("still open"),
+    "frames_client_to_server": 1,
+    "bytes_server_to_client": 0,
+    "frames_server_to_client": 0,
+}
+"""What is counted where the client has said that it's still open."""
+
 MAKE_USERS = """
 from django.contrib.auth.models import Permission, User
 for name, extra in (("support", []), ("operator", ["close_session"])):
@@ -65,7 +74,10 @@ async def test_an_operator_closes_a_session_and_both_legs_are_told(relay, sessio
         for socket in (client, server):
             assert await closed(socket) == (4499, "closed_by_operator: an operator closed the session")
         assert "Closed by operator (4499)." in (await browser.get(f"{LIST}{uuid}/history/")).text
-    assert (await relay.session_closed(session_id))["reason"] == "closed_by_operator"
+    line = await relay.session_closed(session_id)
+    assert line["reason"] == "closed_by_operator"
+    told = (4499, "closed_by_operator: an operator closed the session")
+    check_session(await recorded(relay, session_id), line, ONE_FRAME, closes={"client": told, "server": told})
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +95,9 @@ async def test_support_can_look_and_not_close(one_relay, session_id):
         await browser.post(LIST, data=form)
         await client.send("still open")
         assert await server.recv() == "still open"
+    line = await relay.session_closed(session_id)
+    assert line["reason"] == "peer_left"
+    check_session(await recorded(relay, session_id), line, ONE_FRAME)
 
 
 async def test_the_dashboard_counts_what_is_live(one_relay, session_id):
@@ -128,3 +143,6 @@ async def test_the_dashboard_names_what_is_away_and_a_close_that_did_not_get_thr
             await client.send("still open")
             assert await server.recv() == "still open"
             assert "Closed by operator" not in (await browser.get(f"{LIST}{uuid}/history/")).text
+        line = await relay.session_closed(session_id)
+        assert line["reason"] == "peer_left"
+        check_session(await recorded(relay, session_id), line, ONE_FRAME)

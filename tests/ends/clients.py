@@ -20,8 +20,8 @@ DEADLINE = 30.0
 PIECE = 256 * 1024
 
 AHEAD = 20_000
-"""Messages that a client may be ahead of its peer. Of the smallest ones the kernels' buffers hold so many that
-they would take minutes to cross two nodes, and the end comes behind them."""
+"""Messages that a client may be ahead of its peer. The kernels' buffers hold so many of the smallest ones
+that those would take minutes to cross two nodes, and the end comes behind them."""
 
 HELLO = b"hello"
 """The first message each way, outside of the stream: when it is there, both legs are on their final path."""

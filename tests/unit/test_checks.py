@@ -63,3 +63,27 @@ def test_redis_for_the_sessions_and_none_for_their_frames_is_e003(settings):
 def test_a_server_logger_without_its_filter_is_w002(monkeypatch):
     monkeypatch.setattr(logging.getLogger("uvicorn.error"), "filters", [])
     assert ids() == {"relay.W002"}
+
+
+@pytest.mark.parametrize(
+    ("key", "found"), [("k" * 31, {"relay.W001"}), ("k" * 32, set()), ("\u00e9" * 16, set())]
+)
+def test_a_secret_key_has_to_have_as_many_bytes_as_its_hash(settings, key, found):
+    settings.SECRET_KEY = key
+    assert ids() == found
+
+
+@pytest.mark.parametrize("layer", ["relay.layers.MemoryChannelLayer", "channels.layers.InMemoryChannelLayer"])
+def test_a_channel_layer_of_one_process_is_enough_for_one_alone(settings, layer):
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": layer}}
+    assert not ids()
+    settings.RELAY = {"redis_url": "redis://localhost"}
+    conf.current.cache_clear()
+    assert ids() == {"relay.E003"}
+
+
+def test_unfold_may_be_installed_by_its_configuration(settings):
+    settings.INSTALLED_APPS = [
+        "unfold.apps.BasicAppConfig" if name == "unfold" else name for name in settings.INSTALLED_APPS
+    ]
+    assert not ids()

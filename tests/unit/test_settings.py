@@ -140,3 +140,125 @@ def test_the_readme_documents_each_setting_and_no_other():
 def test_the_readme_gives_the_defaults_that_are_in_force():
     for field in RelaySettings.model_fields.values():
         assert documented()[field.alias] == str(field.default)
+
+
+MIB = 1024 * 1024
+
+BOUNDS = {
+    # Least and most that is taken, and what is just outside; None where there is no bound.
+    "SESSION_TIMEOUT": (0.001, 0, None, None),
+    "RELAY_MAX_SESSION_SECONDS": (0.001, 0, None, None),
+    "RELAY_MAX_MESSAGE_BYTES": (125, 124, 256 * MIB, 256 * MIB + 1),
+    "RELAY_PENDING_BYTES": (0, -1, 16 * MIB, 16 * MIB + 1),
+    "RELAY_MAX_TOKEN_BYTES": (256, 255, 65_536, 65_537),
+    "RELAY_READ_LOW_BYTES": (0, -1, 256 * 1024, 256 * 1024 + 1),
+    "RELAY_WRITE_LOW_BYTES": (0, -1, 64 * 1024, 64 * 1024 + 1),
+    "RELAY_ADMIT_SECONDS": (0.001, 0, None, None),
+    "RELAY_STALL_SECONDS": (0.001, 0, None, None),
+    "RELAY_CLOSE_SECONDS": (0.001, 0, None, None),
+    "RELAY_DRAIN_SECONDS": (0.001, 0, None, None),
+    "RELAY_NODE_SECONDS": (1, 0.999, None, None),
+    "RELAY_LINK_SECONDS": (1, 0.999, 29.999, 30),
+    "RELAY_LINK_WINDOW_BYTES": (65_536, 65_535, 64 * MIB, 64 * MIB + 1),
+    "RELAY_LINK_BATCH_BYTES": (1024, 1023, 64 * MIB, 64 * MIB + 1),
+    "RELAY_CHECKPOINT_SECONDS": (0.1, 0.099, 29.999, 30),
+    "RELAY_LEDGER_BATCH_SECONDS": (0, -0.001, 10, 10.001),
+    "RELAY_LEDGER_EXIT_SECONDS": (0, -0.001, 300, 300.001),
+    "RELAY_LEDGER_WRITE_SECONDS": (0.001, 0, 300, 300.001),
+    "RELAY_SPOOL_BYTES": (65_536, 65_535, None, None),
+    "RELAY_NODE_LOST_SECONDS": (30.001, 30, None, None),
+    "RELAY_KEEP_USAGE_DAYS": (1, 0.999, None, None),
+    "RELAY_ADMIN_EXPORT_ROWS": (1, 0, 1_000_000, 1_000_001),
+    "RELAY_JWT_LEEWAY_SECONDS": (0, -0.001, 300, 300.001),
+    "PORT": (0, -1, 65_535, 65_536),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_value_is_taken_up_to_its_bounds_and_no_further(name, tmp_path):
+    least, too_little, most, too_much = BOUNDS[name]
+    for good in (least, most):
+        if good is not None:
+            env, settings = read({name: str(good)}, tmp_path)
+            found = {field.alias: getattr(env, name) for name, field in type(env).model_fields.items()} | {
+                field.alias: getattr(settings, name) for name, field in RelaySettings.model_fields.items()
+            }
+            assert found[name] == good
+    for bad in (too_little, too_much):
+        if bad is not None:
+            with pytest.raises(SettingError, match="RELAY_" if name.startswith("RELAY_") else name):
+                read({name: str(bad)}, tmp_path)
+
+
+def test_a_checkpoint_may_be_an_hour_where_a_node_may_be_silent_for_longer(tmp_path):
+    given = {"RELAY_CHECKPOINT_SECONDS": "3600", "RELAY_NODE_LOST_SECONDS": "7201"}
+    assert read(given, tmp_path)[1].checkpoint_seconds == 3600
+    with pytest.raises(SettingError, match="RELAY_CHECKPOINT_SECONDS"):
+        read({**given, "RELAY_CHECKPOINT_SECONDS": "3600.5", "RELAY_NODE_LOST_SECONDS": "9000"}, tmp_path)
+
+
+def test_proxies_that_are_no_networks_are_an_error(tmp_path):
+    assert read({"RELAY_TRUSTED_PROXIES": "10.0.0.0/8, ::1"}, tmp_path)[1].trusted_proxies
+    with pytest.raises(SettingError, match=r"RELAY_TRUSTED_PROXIES: got '10.0.0.1/8'; expected addresses"):
+        read({"RELAY_TRUSTED_PROXIES": "10.0.0.1/8"}, tmp_path)
+
+
+def test_an_unknown_variable_that_is_like_none_leads_to_the_table(tmp_path):
+    with pytest.raises(SettingError, match="RELAY_0123456789_0123456789: no such setting; see the README"):
+        read({"RELAY_0123456789_0123456789": "3"}, tmp_path)
+
+
+def test_settings_that_are_in_force_cannot_be_changed(tmp_path):
+    env, settings = read({}, tmp_path)
+    for given, name in ((env, "port"), (settings, "session_timeout")):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(given, name, 5)
+
+
+def test_a_folder_for_data_that_cannot_be_made_is_an_error_of_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingError, match=r"^RELAY_VAR_DIR: .*expected a folder that can be written to$"):
+        environment.read({"RELAY_VAR_DIR": str(tmp_path / "file" / "var")}, ROOT)
+
+
+def test_a_folder_for_data_is_beside_the_project_unless_it_is_an_absolute_path(tmp_path):
+    assert environment.read({"RELAY_VAR_DIR": "data"}, tmp_path).var_dir == tmp_path / "data"
+    assert (tmp_path / "data" / "secret_key").exists()
+
+
+def test_of_two_processes_that_make_a_secret_key_the_first_ones_counts(tmp_path, monkeypatch):
+    link = os.link
+
+    def another_was_first(draft, path):
+        path.write_text("the other one's")
+        link(draft, path)
+
+    monkeypatch.setattr(os, "link", another_was_first)
+    assert environment.read({"RELAY_VAR_DIR": str(tmp_path)}, ROOT).secret_key == "the other one's"
+    assert [path.name for path in tmp_path.iterdir()] == ["secret_key"]
+
+
+def test_a_secret_key_is_never_to_be_read_by_others_not_even_while_it_is_made(tmp_path, monkeypatch):
+    link, modes = os.link, []
+
+    def looked_at(draft, path):
+        modes.append(draft.stat().st_mode & 0o777)
+        link(draft, path)
+
+    monkeypatch.setattr(os, "link", looked_at)
+    environment.read({"RELAY_VAR_DIR": str(tmp_path)}, ROOT)
+    assert modes == [0o600]
+
+
+def test_a_postgresql_that_does_not_answer_is_not_waited_for_for_ever(tmp_path):
+    def options(url):
+        return read({"DATABASE_URL": url}, tmp_path)[0].database["OPTIONS"]
+
+    assert options("postgres://u@h/n")["connect_timeout"] == 5
+    assert options("postgres://u@h/n?connect_timeout=9")["connect_timeout"] in (9, "9")
+
+
+def test_hosts_are_a_list_with_commas(tmp_path):
+    assert read({"ALLOWED_HOSTS": "a.example, b.example,"}, tmp_path)[0].allowed_hosts == [
+        *("a.example", "b.example")
+    ]

@@ -32,9 +32,16 @@ def test_a_long_session_has_points_all_along() -> None:
     for second in range(100_000):
         traffic.note((1000 * second, second, 2 * second))
     points = traffic.until((100_000_000, 100_000, 200_000))
-    gaps = [after[0] - before[0] for before, after in pairwise(points)]
+    gaps = [after[0] - before[0] for before, after in pairwise(((0, 0, 0), *points))]
     assert len(points) > MOST_POINTS / 3
     assert max(gaps) < 6 * 100_000_000 / MOST_POINTS
+
+
+def test_at_no_moment_are_there_more_points_than_a_chart_shows() -> None:
+    traffic = Traffic()
+    for second in range(1000):
+        traffic.note((1000 * second, second, second))
+        assert len(traffic.until((1000 * second + 1, second, second))) <= MOST_POINTS + 1
 
 
 def test_the_end_takes_the_place_of_what_was_noted_at_its_moment() -> None:

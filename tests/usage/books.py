@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from uuid import uuid4
 import psycopg
 from psycopg.rows import dict_row
 
+from relay.ledger.records import COUNTED
 from tests.behaviour.clients import pair
 from tests.databases import Postgres
-from tests.nodes.cluster import check_row
+from tests.records import Row, check_line, check_session, has_ended
 from tests.relays import START_SECONDS, Relay
 
 CHECKPOINT_SECONDS = 0.5
@@ -53,9 +54,16 @@ class Books:
         finally:
             relay.stop()
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
+        """All sessions, with their legs' rows under `legs`."""
         with psycopg.connect(self.url, row_factory=dict_row) as connection:
-            return connection.execute("SELECT * FROM relay_relaysession").fetchall()
+            sessions = connection.execute("SELECT * FROM relay_relaysession").fetchall()
+            legs = connection.execute("SELECT * FROM relay_relayleg").fetchall()
+        rows: dict[Any, Row] = {row["session_uuid"]: {**row, "legs": []} for row in sessions}
+        for leg in legs:
+            if leg["session_uuid"] in rows:  # else it came between the two queries
+                rows[leg["session_uuid"]]["legs"].append(leg)
+        return list(rows.values())
 
     def lines(self) -> list[dict[str, Any]]:
         return [line for relay in self.relays for line in relay.lines("session_closed")]
@@ -70,34 +78,56 @@ class Books:
                 raise AssertionError(f"never: {what}\n" + "\n".join(relay.output() for relay in self.relays))
             await asyncio.sleep(0.05)
 
-    async def all_closed(self, sessions: int) -> list[dict[str, Any]]:
-        """The rows when so many are closed; none is open, and for each there is one line, which agrees."""
+    async def all_closed(
+        self, sessions: int, received: Mapping[str, Mapping[str, int]] | None = None
+    ) -> list[Row]:
+        """The rows when so many are closed; none is open, and for each there is one line.
+
+        Each agrees with its legs, with its line and with what its clients `received`, by session id.
+        """
 
         def closed() -> bool:
-            ends = [row["timestamp"] for row in self.rows()]
-            return len(ends) >= sessions and all(ends)
+            rows = self.rows()
+            return len(rows) >= sessions and all(map(has_ended, rows))
 
         await self.until(closed, f"{sessions} closed rows and no open one")
         await self.until(lambda: len(self.lines()) >= sessions, f"{sessions} lines")
         rows = self.rows()
         assert len(rows) == sessions
-        assert self.check_lines(rows) == set()
+        assert self.check(rows, received) == set()
         return rows
 
-    def check_lines(self, rows: list[dict[str, Any]]) -> set[str]:
-        """Each session has one line at most, which agrees with its row; gives those without one."""
+    def check(self, rows: list[Row], received: Mapping[str, Mapping[str, int]] | None = None) -> set[str]:
+        """Each session has one line at most, and all that tells of it agrees, as `all_closed` has it.
+
+        Gives those without a line.
+        """
         by_uuid = {str(row["session_uuid"]): row for row in rows}
+        lines = self._line_of_each(by_uuid)
+        received = received or {}
+        assert received.keys() <= {row["session_id"] for row in rows}, "a session has no row"
+        for uuid, row in by_uuid.items():
+            check_session(row, lines.get(uuid), received.get(row["session_id"]))
+        return by_uuid.keys() - lines.keys()
+
+    def check_lines(self, rows: list[dict[str, Any]]) -> set[str]:
+        """As `check`, of rows without their legs, as an export has them."""
+        by_uuid = {str(row["session_uuid"]): row for row in rows}
+        lines = self._line_of_each(by_uuid)
+        for uuid, line in lines.items():
+            check_line(by_uuid[uuid], line)
+        return by_uuid.keys() - lines.keys()
+
+    def _line_of_each(self, by_uuid: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
         lines = {line["session_uuid"]: line for line in self.lines()}
         assert len(lines) == len(self.lines()), "a session has two lines"
         assert lines.keys() <= by_uuid.keys()
-        for uuid, line in lines.items():
-            check_row(by_uuid[uuid], line)
-        return by_uuid.keys() - lines.keys()
+        return lines
 
 
 async def exchange(relay: Relay, session_id: str, frames: int) -> dict[str, int]:
     """A whole session; gives what its legs received."""
-    received = {"frames_client_to_server": 0, "bytes_client_to_server": 0, "bytes_server_to_client": 0}
+    received = dict.fromkeys(COUNTED, 0)
     async with pair(relay, session_id) as (client, server):
         for number in range(frames):
             await client.send(bytes(10 * number + 1))
@@ -105,6 +135,7 @@ async def exchange(relay: Relay, session_id: str, frames: int) -> dict[str, int]
             received["frames_client_to_server"] += 1
         await server.send(b"thanks")
         received["bytes_server_to_client"] += len(await client.recv())
+        received["frames_server_to_client"] += 1
     return received
 
 

@@ -64,8 +64,10 @@ async def sessions_of_test(book: Book, timers: Timers) -> Sessions:
     return Sessions(conf.RelaySettings(), MemoryRendezvous(), book)
 
 
-async def join(sessions: Sessions, session_id: str, role: Role | None = None) -> Leg:
-    grant = Mock(spec=Grant, subject=session_id, account_id=None, token_id=None, role=role)
+async def join(
+    sessions: Sessions, session_id: str, role: Role | None = None, account: str | None = None
+) -> Leg:
+    grant = Mock(spec=Grant, subject=session_id, account_id=account, token_id=None, role=role)
     return await sessions.join(session_id, grant, Port(Mock(), ""))
 
 
@@ -155,3 +157,65 @@ async def test_a_closed_record_has_the_curve_of_its_traffic_and_a_live_one_none(
     assert book.records[-1].traffic == (
         *((0, 0, 0), (10_000, 100, 0), (20_000, 200, 0), (30_000, 300, 0), (31_000, 300, 0)),
     )
+
+
+@pytest.mark.parametrize("first", [Role.CLIENT, Role.SERVER])
+@pytest.mark.parametrize(
+    ("client", "server", "pays"),
+    [
+        ("of the client", "of the server", "of the client"),
+        (None, "of the server", "of the server"),
+        ("of the client", None, "of the client"),
+        ("", "of the server", "of the server"),
+        (None, None, None),
+    ],
+)
+async def test_the_clients_account_pays_and_the_servers_where_the_clients_token_names_none(
+    sessions: Sessions, book: Book, first: Role, client: str | None, server: str | None, pays: str | None
+) -> None:
+    accounts = {Role.CLIENT: client, Role.SERVER: server}
+    for role in (first, first.other):
+        leg = await join(sessions, "room", role, accounts[role])
+    sessions.end(leg, Close.because(CloseReason.CLOSED_BY_OPERATOR))
+    assert book.records[-1].account_id == pays
+    assert {one.role: one.account_id for one in book.records[-1].legs} == accounts
+
+
+LOST = Close.because(CloseReason.PEER_LOST)
+BYE = Close.by_peer(4321, "bye")
+OPERATOR = Close.because(CloseReason.CLOSED_BY_OPERATOR)
+
+
+@pytest.mark.parametrize(
+    ("close", "gone", "client", "server"),
+    [
+        (OPERATOR, False, (4499, OPERATOR.text), (4499, OPERATOR.text)),
+        (BYE, True, (4321, "bye"), (4321, "bye")),
+        (LOST, True, (None, ""), (4410, LOST.text)),  # a connection that dropped was told nothing
+    ],
+    ids=["an operator", "one leaves", "one is lost"],
+)
+async def test_the_legs_of_an_ended_session_say_when_they_left_and_what_they_were_told(
+    sessions: Sessions,
+    book: Book,
+    close: Close,
+    gone: bool,
+    client: tuple[int | None, str],
+    server: tuple[int | None, str],
+) -> None:
+    leg = await join(sessions, "room", Role.CLIENT)
+    await join(sessions, "room", Role.SERVER)
+    leg.live.meters[Role.CLIENT].nbytes += 70
+    leg.live.meters[Role.CLIENT].frames += 7
+    leg.live.meters[Role.SERVER].nbytes += 50
+    leg.live.meters[Role.SERVER].frames += 5
+    sessions.gone(leg, close) if gone else sessions.end(leg, close)
+    record = book.records[-1]
+    assert record.closed
+    found = {one.role: one for one in record.legs}
+    assert all(record.timestamp <= one.left_at for one in record.legs)
+    assert [(found[r].close_code, found[r].close_reason) for r in ("client", "server")] == [client, server]
+    assert (found["client"].bytes_received, found["client"].frames_received) == (50, 5)
+    assert (found["server"].bytes_received, found["server"].frames_received) == (70, 7)
+    assert (record.bytes_client_to_server, record.frames_client_to_server) == (70, 7)
+    assert (record.bytes_server_to_client, record.frames_server_to_client) == (50, 5)

@@ -139,6 +139,8 @@ def test_past_exports_stay_as_they_were_and_the_next_has_the_correction(
         ((SESSION, "--note", "a"), "expected either figures or --void"),
         ((SESSION, "--void", "--paired-seconds", "1", "--note", "a"), "expected either figures or --void"),
         ((SESSION, "--void", "--note", " "), "the note: expected 1 to 255"),
+        ((SESSION, "--void", "--note", "x" * 256), "the note: expected 1 to 255"),
+        ((SESSION, "--bytes-client-to-server", str(2**53), "--note", "a"), "client_to_server: expected what"),
         ((SESSION, "--paired-seconds", "-1", "--note", "a"), "paired_seconds: expected what is right"),
         ((SESSION, "--paired-seconds", "nan", "--note", "a"), "paired_seconds: expected what is right"),
     ],
@@ -163,3 +165,16 @@ def test_a_correction_is_not_corrected_but_its_session(session: dict[str, Any]) 
     made = RelaySession.objects.get(corrects=uuid(1))
     with pytest.raises(CommandError, match=f"is a correction: correct the session {SESSION}"):
         call_command("correct_usage", str(made.pk), "--void", "--note", "a")
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_seconds_are_rounded_to_the_millisecond_and_not_cut(session: dict[str, Any]) -> None:
+    correct("--paired-seconds", "1.001")  # as a float, 1000.99... milliseconds
+    assert billed()["paired_seconds"] == 1.001
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_note_of_the_longest_length_and_the_largest_count_are_taken(session: dict[str, Any]) -> None:
+    made = corrections.correct(uuid(1), {"bytes_client_to_server": 2**53 - 1}, "x" * 255)
+    assert made is not None
+    assert (len(made.note), billed()["bytes_client_to_server"]) == (255, 2**53 - 1)

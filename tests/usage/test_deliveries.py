@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connections
+from django.db import OperationalError, connections
 
 from relay.ledger import deliveries, drafts, rows
 from relay.models import ExportedSession, UsageExport
@@ -320,6 +320,87 @@ def test_a_run_that_is_just_placing_its_file_is_left_to_it(database: Database, f
     assert error.value.returncode == 1
     assert not (folder / "2").exists()
     assert UsageExport.objects.get().delivered_at is None
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_an_export_is_on_the_disk_before_it_is_recorded_and_recorded_before_it_has_its_name(
+    database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step rests on the one before it: whatever comes between two of them, the next run can finish."""
+    order: list[str] = []
+
+    def noting(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def noted(*args: Any, **options: Any) -> Any:
+            order.append(name.strip("_"))
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    noting(drafts.Draft, "settle")
+    noting(deliveries, "_record")
+    noting(drafts.Draft, "publish")
+    noting(deliveries, "_delivered")
+    fill(1, 2)
+    export_new(folder / "1")
+    assert order == ["settle", "record", "publish", "delivered"]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_where_the_answer_to_the_record_gets_lost_the_file_is_there_for_the_next_run(
+    database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not made again: other versions of a library may make other bytes of the same rows."""
+    record = deliveries._record
+
+    def lost(*args: Any) -> Any:
+        record(*args)
+        raise OperationalError("the connection is lost")
+
+    fill(1, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(deliveries, "_record", lost)
+        with pytest.raises(CommandError, match="the connection is lost"):
+            export_new(folder / "1")
+    monkeypatch.setattr(deliveries, "_make_again", None)
+    export_new(folder / "1")
+    assert sessions_in(folder / "1") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_run_sweeps_away_what_killed_ones_left_beside_its_file(database: Database, folder: Path) -> None:
+    fill(1, 1)
+    drafts.draft_of(folder / "1", "killed").write_text("half")
+    export_new(folder / "1")
+    assert [path.name for path in folder.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_draft_that_is_damaged_is_made_again(database: Database, folder: Path) -> None:
+    fill(1, 3)
+    export_new(folder / "1")
+    whole = (folder / "1").read_bytes()
+    (folder / "1").unlink()
+    made = UsageExport.objects.get()
+    drafts.draft_of(folder / "1", made.export_uuid.hex).write_bytes(whole[:-10])
+    UsageExport.objects.update(delivered_at=None)
+    export_new(folder / "1")
+    assert (folder / "1").read_bytes() == whole
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_an_export_that_was_made_again_as_other_bytes_has_their_digest(
+    database: Database, folder: Path
+) -> None:
+    """As by another version of the library that writes Parquet."""
+    fill(1, 3)
+    export_new(folder / "1")
+    (folder / "1").unlink()
+    UsageExport.objects.update(delivered_at=None, digest="0" * 64, file_bytes=0)
+    export_new(folder / "1")
+    _all_is_recorded_as_it_is(3)
+    assert UsageExport.objects.get().file_bytes == (folder / "1").stat().st_size
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

@@ -67,3 +67,35 @@ def test_a_draft_that_a_sweep_takes_at_once_is_begun_again(
     write(tmp_path / "file", "whole", replace=False)
     assert swept
     assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_a_draft_is_whole_when_it_is_settled(tmp_path: Path) -> None:
+    """What is recorded of it, and what another run may publish, is what is on the disk then."""
+    with drafts.Draft(tmp_path / "file", "1") as draft:
+        draft.write(b"whole")
+        draft.settle(0o640)
+        assert draft.path.read_bytes() == b"whole"
+        assert draft.path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_draft_and_its_names_are_forced_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaces: bool
+) -> None:
+    """A power cut leaves the old name or the new one, and behind each a whole file."""
+    done: list[tuple[str, list[str]]] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        what = Path(f"/proc/self/fd/{descriptor}").readlink()
+        done.append((what.name, sorted(path.name for path in tmp_path.iterdir())))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write(tmp_path / "file", "whole", replace=replaces)
+    draft = drafts.draft_of(tmp_path / "file", "1").name
+    assert done == [
+        (draft, [draft]),
+        (tmp_path.name, [draft]),
+        (tmp_path.name, ["file"]),
+    ]

@@ -1,5 +1,6 @@
 """`issue_token`: a token, a newline and nothing else; or one line that says what to do instead."""
 
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from django.conf import settings
+from django.core.management import CommandError, call_command
 
 KEY = "a key of more than thirty-two bytes, as HS256 wants"
 
@@ -85,3 +88,43 @@ def test_with_only_a_public_key_it_points_to_the_signaling_server(tmp_path: Path
     [line] = done.stderr.splitlines()
     assert "signaling server" in line
     assert (done.returncode, done.stdout) == (2, "")
+
+
+def issued(**options: Any) -> dict[str, Any]:
+    """The claims of a token that is made in this process."""
+    out = io.StringIO()
+    call_command("issue_token", stdout=out, **options)
+    return dict(jwt.decode(out.getvalue().strip(), settings.SECRET_KEY, algorithms=["HS256"]))
+
+
+def test_each_claim_is_what_was_asked_for_and_no_other_is_there() -> None:
+    asked = {"session": "demo", "role": "client", "account": "acme", "subject": "anna"}
+    given = issued(**asked, lifetime=60)
+    assert given["exp"] - given["iat"] == 60
+    names = ("session_id", "role", "account_id", "user_id", "token_type")
+    assert [given[name] for name in names] == ["demo", "client", "acme", "anna", "access"]
+    assert given.keys() == {*names, "exp", "iat", "jti"}
+    for absent in ("session", "role", "account"):
+        rest = issued(**{name: value for name, value in asked.items() if name != absent})
+        assert given.keys() - rest.keys() == {"role" if absent == "role" else f"{absent}_id"}
+
+
+def test_the_longest_lifetime_and_the_longest_session_id_are_taken() -> None:
+    given = issued(lifetime=31 * 86_400, session="x" * 128)
+    assert given["exp"] - given["iat"] == 31 * 86_400
+    assert given["session_id"] == "x" * 128
+    for bad in (
+        {"lifetime": 31 * 86_400 + 1},
+        {"lifetime": 0},
+        {"session": "x" * 129},
+        {"session": "demo\n"},
+    ):
+        with pytest.raises(CommandError, match="expected 1 to") as error:
+            issued(**bad)
+        assert error.value.returncode == 2
+
+
+def test_two_tokens_without_a_subject_are_two_peoples() -> None:
+    one, other = issued(), issued()
+    assert one["user_id"] != other["user_id"]
+    assert one["jti"] != other["jti"]

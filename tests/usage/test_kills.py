@@ -109,7 +109,7 @@ async def test_after_each_of_20_kills_under_load_the_records_lack_a_checkpoint_a
             assert row["bytes_client_to_server"] == row["frames_client_to_server"] * chatter.size
             assert row["bytes_server_to_client"] == 0
     assert checkpointed > KILLS, "hardly any was killed after a checkpoint"
-    without_line = books.check_lines(list(rows.values()))
+    without_line = books.check(list(rows.values()))
     for killed, short in zip(killed_at, visitors, strict=True):
         for session_id, (nbytes, left_at) in short.left.items():
             if left_at < killed - LATE_SECONDS:

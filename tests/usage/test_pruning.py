@@ -9,7 +9,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 
-from relay.ledger import pruning, rows
+from relay.ledger import corrections, pruning, rows
 from relay.models import ExportedSession, RelayLeg, RelaySession, UsageExport
 from tests.databases import Database
 from tests.usage.samples import ended, leg, live, uuid
@@ -78,6 +78,9 @@ def test_every_destination_has_to_have_it_unless_one_is_named(
     assert prune(capsys) == (2, 2)
     assert prune(capsys, "--destination", "audit") == (0, 2)
     assert prune(capsys, "--destination", "billing") == (2, 0)
+    fill(5, 6)
+    export_to(tmp_path, "audit")  # nor is it enough that only the other one has it
+    assert prune(capsys) == (0, 2)
 
 
 def test_nothing_goes_that_was_exported_nowhere(
@@ -175,3 +178,40 @@ def test_a_database_that_is_away_is_status_1(database: Database, monkeypatch: py
         with pytest.raises(CommandError, match="the database can't be written to: ") as error:
             call_command("prune_usage", "--before", CUT.isoformat())
     assert error.value.returncode == 1
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_what_ended_at_the_very_moment_stays(database: Database, tmp_path: Path) -> None:
+    rows.write([ended(1, timestamp=CUT - timedelta(milliseconds=1)), ended(2, timestamp=CUT)], "default")
+    export_to(tmp_path, "billing")
+    assert pruning.prune(CUT, ["billing"]) == pruning.Pruned(deleted=1, kept=0)
+    assert left() == [2]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_of_many_that_ended_at_the_same_moment_none_is_passed_over(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "SESSIONS_AT_ONCE", 2)
+    rows.write([ended(number, timestamp=LONG_AGO) for number in range(1, 8)], "default")
+    export_to(tmp_path, "billing")
+    assert pruning.prune(CUT, ["billing"]) == pruning.Pruned(deleted=7, kept=0)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_session_that_is_corrected_while_others_are_deleted_stays(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The correction is in no export yet, and would have nothing left to refer to."""
+    fill(1, 2)
+    export_to(tmp_path, "billing")
+    batches = pruning._batches
+
+    def corrected_meanwhile(uuids: Any) -> Any:
+        for batch in batches(uuids):
+            assert corrections.correct(uuid(2), {"bytes_client_to_server": 1}, "meanwhile")
+            yield batch
+
+    monkeypatch.setattr(pruning, "_batches", corrected_meanwhile)
+    assert pruning.prune(CUT, ["billing"]).deleted == 1
+    assert uuid(2).int in left()

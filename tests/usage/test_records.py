@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from relay.ledger import log_line, milliseconds
-from relay.ledger.records import merge
+from relay.ledger.records import iso, merge, rest_of
 from tests.usage.samples import START, ended, leg, live, uuid
 
 
@@ -80,3 +80,56 @@ def test_the_newer_state_of_a_live_session_wins() -> None:
     assert merge(live(), live(bytes_client_to_server=9)).bytes_client_to_server == 9
     assert merge(live(), ended()).closed
     assert merge(None, live()) == live()
+
+
+def test_what_ended_of_a_live_session_wins_over_what_comes_later() -> None:
+    left = live(legs=(leg(1, left_at=START, close_code=1000), leg(2)))
+    merged = merge(left, live(bytes_client_to_server=5, legs=(leg(1), leg(2))))
+    assert merged.bytes_client_to_server == 5
+    assert [one.close_code for one in merged.legs] == [1000, None]
+
+
+def test_a_leg_that_a_newer_state_has_no_more_is_not_forgotten() -> None:
+    merged = merge(live(legs=(leg(1), leg(2))), live(bytes_client_to_server=5, legs=(leg(1),)))
+    assert [one.leg_uuid for one in merged.legs] == [uuid(1), uuid(2)]
+
+
+def test_only_the_node_that_owns_a_session_closes_it() -> None:
+    with pytest.raises(ValueError, match="the node that owns it"):
+        ended(owned=False)
+
+
+def test_the_rest_of_a_session_is_what_others_did_not_know_of_and_never_negative() -> None:
+    settled = ended(
+        reason="node_lost",
+        bytes_client_to_server=400,
+        bytes_server_to_client=5000,
+        waiting_ms=100,
+        paired_ms=900,
+    )
+    rest = rest_of(ended(bytes_client_to_server=1000, legs=(leg(1),)), settled)
+    assert rest is not None
+    assert (rest.bytes_client_to_server, rest.bytes_server_to_client) == (600, 0)
+    assert (rest.waiting_ms, rest.paired_ms, rest.legs, rest.traffic) == (0, 0, (), ())
+    assert rest.session_uuid not in (uuid(1), rest_of(ended(2), settled).session_uuid)
+    assert rest_of(ended(bytes_client_to_server=1000), settled) == rest
+
+
+def test_the_rest_of_a_live_session_is_told_only_where_something_passed() -> None:
+    settled = ended(reason="node_lost", bytes_client_to_server=400, bytes_server_to_client=0)
+    assert rest_of(live(bytes_client_to_server=400, paired_ms=9000), settled) is None
+    rest = rest_of(live(bytes_client_to_server=401), settled)
+    assert rest is not None
+    assert rest.bytes_client_to_server == 1
+
+
+def test_the_rest_of_a_session_that_has_ended_is_told_even_where_nothing_passed() -> None:
+    """It says how the session ended, which nobody else knows."""
+    rest = rest_of(ended(), ended(reason="node_lost"))
+    assert rest is not None
+    assert (rest.reason, rest.total_bytes) == ("peer_left", 0)
+
+
+def test_a_moment_of_any_zone_is_printed_in_utc() -> None:
+    berlin = datetime(2026, 11, 3, 0, 30, 0, 7_000, tzinfo=timezone(timedelta(hours=1)))
+    assert iso(berlin) == "2026-11-02T23:30:00.007Z"

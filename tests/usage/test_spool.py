@@ -9,15 +9,17 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relay.ledger import spool as spool_module
 from relay.ledger.records import SessionRecord, merge
-from relay.ledger.replay import taken_over
-from relay.ledger.spool import Entry, Spool, decode, encode, read, spools
+from relay.ledger.replay import batches, taken_over
+from relay.ledger.spool import Entry, Spool, abandoned, decode, encode, read, spools
 from tests.usage.samples import START, ended, leg, live, uuid
 
 MIB = 1024 * 1024
@@ -123,6 +125,7 @@ def test_on_a_full_disk_nothing_is_kept_that_it_says_is_not_and_all_else_stays(s
     for _ in range(2):
         with largest_file(spool.size + 100), pytest.raises(OSError, match="File too large"):
             spool.append(of(ended(3)))
+        assert spool.path.stat().st_size == spool.size  # not even a half-written line
         assert on_disk(spool.folder) == [ended(1), ended(2)]
     assert spool.append(of(ended(3))) == {uuid(3)}
     assert on_disk(spool.folder) == [ended(1), ended(2), ended(3)]
@@ -210,3 +213,200 @@ def test_what_a_killed_process_was_told_is_kept_is_there(tmp_path):
     (path,) = spools(folder)
     with taken_over(path) as entries:
         assert records(entries)[:told] == [ended(number) for number in range(told)]
+
+
+class Disk:
+    """What is asked of the disk, in order: `write`, `fsync` and `replace`, of files and of the folder."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.asked: list[str] = []
+        self._folder = folder
+        for name in ("write", "fsync"):
+            monkeypatch.setattr(os, name, self._noting(name, getattr(os, name)))
+        replace = Path.replace
+
+        def noted_replace(path: Path, target: Path) -> Path:
+            self.asked.append("replace")
+            return replace(path, target)
+
+        monkeypatch.setattr(Path, "replace", noted_replace)
+
+    def _noting(self, name: str, call: Any) -> Any:
+        def noted(descriptor: int, *arguments: Any) -> Any:
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            if path == self._folder:
+                self.asked.append(f"{name} the folder")
+            elif path.parent == self._folder:
+                self.asked.append(f"{name} the file")
+            return call(descriptor, *arguments)
+
+        return noted
+
+
+def test_a_line_that_is_kept_was_forced_to_the_disk_and_so_was_the_name_of_its_file(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut would take what `append` has said is kept."""
+    disk = Disk(monkeypatch, spool.folder)
+    spool.append(of(ended(1)))
+    assert disk.asked == ["replace", "fsync the folder", "write the file", "fsync the file"]
+    del disk.asked[:]
+    for number in (2, 3):
+        spool.append(of(ended(number)))
+    assert disk.asked == ["write the file", "fsync the file"] * 2
+
+
+def test_the_records_that_became_one_are_on_the_disk_before_they_take_the_place_of_the_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path, "x", 2 * len(encode(Entry(ended(1)))) + 10)
+    spool.append(of(live(1)))
+    spool.append(of(ended(1)))
+    disk = Disk(monkeypatch, tmp_path)
+    assert spool.append(of(ended(2))) == {uuid(2)}
+    assert disk.asked == [
+        *("write the file", "fsync the file", "replace", "fsync the folder"),
+        *("write the file", "fsync the file"),
+    ]
+    assert on_disk(tmp_path) == [ended(1), ended(2)]
+    spool.close()
+
+
+def test_a_half_written_line_that_could_not_be_taken_back_is_taken_back_by_the_next_write(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else the next record would be the second half of a line that isn't whole, and lost with it."""
+    spool.append(of(ended(1)))
+
+    def fail(descriptor: int, length: int) -> None:
+        if length < os.fstat(descriptor).st_size:
+            raise OSError("the disk is away")
+
+    with monkeypatch.context() as patch, largest_file(spool.size + 100):
+        patch.setattr(os, "ftruncate", fail)
+        with pytest.raises(OSError, match="File too large"):
+            spool.append(of(ended(2)))
+    assert spool.path.stat().st_size == spool.size + 100
+    spool.append(of(ended(3)))
+    assert on_disk(spool.folder) == [ended(1), ended(3)]
+    assert not caplog.records
+
+
+def test_what_live_sessions_had_in_the_spool_gives_way_to_ends(tmp_path: Path) -> None:
+    """Ends may have all of it, live sessions half, whichever came first."""
+    size_of_live, size_of_end = len(encode(Entry(live(1)))), len(encode(Entry(ended(1))))
+    spool = Spool(tmp_path, "x", 10 * size_of_end)
+    kept = spool.append(of(*map(live, range(1, 100))))
+    assert 0 < len(kept) * size_of_live <= 5 * size_of_end
+    for number in range(1001, 1010):
+        assert spool.append(of(ended(number))) == {uuid(number)}
+    found = on_disk(tmp_path)
+    assert [record for record in found if record.closed] == list(map(ended, range(1001, 1010)))
+    spool.close()
+
+
+def test_of_what_comes_at_once_ends_have_room_before_live_sessions(tmp_path: Path) -> None:
+    live_one, end = len(encode(Entry(live(1)))), len(encode(Entry(ended(9))))
+    spool = Spool(tmp_path, "x", live_one + end - 1)
+    assert live_one < (live_one + end - 1) // 2  # alone, it would have room
+    assert spool.append(of(live(1), ended(9))) == {uuid(9)}
+    assert on_disk(tmp_path) == [ended(9)]
+    spool.close()
+
+
+def test_when_many_become_one_ends_stay_before_live_sessions(tmp_path: Path) -> None:
+    size_of_end = len(encode(Entry(ended(1001))))
+    spool = Spool(tmp_path, "x", 5 * size_of_end)
+    spool.append(of(*map(live, range(1, 5))))
+    for number in range(1001, 1006):
+        assert spool.append(of(ended(number))) == {uuid(number)}
+    assert on_disk(tmp_path) == list(map(ended, range(1001, 1006)))
+    spool.close()
+
+
+def test_a_leg_that_left_a_live_session_counts_as_an_end(tmp_path: Path) -> None:
+    """The next checkpoint has it no more: its process has forgotten the leg."""
+    record = live(1, legs=(leg(1, left_at=START, close_code=1000),))
+    spool = Spool(tmp_path, "x", len(encode(Entry(record))) + 10)
+    assert spool.append(of(live(2), record)) == {uuid(1)}
+    spool.close()
+
+
+def test_making_many_records_one_is_put_off_until_the_file_has_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full spool would else be read and written anew for each record that has no room."""
+    spool = Spool(tmp_path, "x", 10_000)
+    made: list[int] = []
+    create = Spool._create
+    monkeypatch.setattr(Spool, "_create", lambda spool: made.append(1) or create(spool))
+    for number in range(200):
+        spool.append(of(ended(number)))
+    assert len(made) <= 2
+    spool.close()
+
+
+def test_a_line_that_was_due_is_still_due_of_the_record_that_many_became(tmp_path: Path) -> None:
+    first = Entry(ended(1, legs=(leg(1),)), line_due=True)
+    later = Entry(ended(1, legs=(leg(1, left_at=START),)))
+    [[both]] = batches([first, later])
+    assert both == Entry(later.record, line_due=True)
+
+
+def test_a_damaged_line_is_left_out_when_many_become_one(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "x", 3 * len(encode(Entry(ended(1)))))
+    spool.append(of(ended(1), ended(2)))
+    content = spool.path.read_bytes().replace(b"acme", b"evil", 1)
+    descriptor = os.open(spool.path, os.O_WRONLY)
+    os.pwrite(descriptor, content, 0)
+    os.close(descriptor)
+    for number in (3, 4):
+        assert spool.append(of(ended(number))) == {uuid(number)}
+    assert on_disk(tmp_path) == [ended(2), ended(3), ended(4)]
+    assert b"evil" not in spool.path.read_bytes()
+    spool.close()
+
+
+def test_where_there_is_no_room_to_make_many_one_all_stays_and_no_draft_is_left(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "x", 2 * len(encode(Entry(ended(1)))) + 10)
+    spool.append(of(live(1)))
+    spool.append(of(ended(1)))
+    with largest_file(10), pytest.raises(OSError, match="File too large"):
+        spool.append(of(ended(2)))
+    assert on_disk(tmp_path) == [live(1), ended(1)]
+    assert list(tmp_path.iterdir()) == [spool.path]
+    spool.close()
+
+
+def test_two_spools_of_one_process_are_two_files(tmp_path: Path) -> None:
+    """At its end a process whose writer hangs makes a second one, beside the first."""
+    one, other = (Spool(tmp_path, "host:1:2", MIB) for _ in range(2))
+    one.append(of(ended(1)))
+    other.append(of(ended(2)))
+    assert sorted(r.session_id for r in on_disk(tmp_path)) == ["session-1", "session-2"]
+    assert {spool_module.node_of(path) for path in spools(tmp_path)} == {"host:1:2"}
+    one.close()
+    other.close()
+
+
+def test_a_spool_that_another_has_just_replayed_and_removed_is_nobodys(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening it and having its lock: what is in it is in the database already."""
+    spool.append(of(ended()))
+    spool.close()
+    lock = spool_module.fcntl.flock
+
+    def removed_first(descriptor: int, operation: int) -> None:
+        spool.path.unlink()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(spool_module.fcntl, "flock", removed_first)
+    with abandoned(spool.path) as descriptor:
+        assert descriptor is None
+
+
+def test_of_a_session_with_several_records_the_newest_is_written_and_no_end_is_lost(tmp_path: Path) -> None:
+    older, newer = live(1, bytes_client_to_server=1), live(1, bytes_client_to_server=2)
+    assert list(batches(of(older, newer))) == [of(newer)]
+    assert list(batches(of(older, ended(1), newer))) == [of(ended(1))]
