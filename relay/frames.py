@@ -228,7 +228,11 @@ class Forwarder:
                         controls.append(self._end_control())
                     continue
                 if self._message == TEXT:
-                    self._check_utf8(piece, final=self._fin and self._left == 0)
+                    try:
+                        self._check_utf8(piece, final=self._fin and self._left == 0)
+                    except (UnicodeDecodeError, _Refused):
+                        self._left += len(piece)  # it isn't put out, so it is no part of `partial_bytes`
+                        raise
                 if header:
                     append(header)
                 if piece:
