@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from relay.links import SPLICE_EXTENSION, Meter
+from relay.links.local import LocalLink
 
 
 def say(event: str, **details: Any) -> None:
@@ -49,7 +50,10 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """/open and /close work the gate; /slow answers when it's open; /fail raises; anything else is 200."""
+    """/open and /close work the gate; /slow answers when it's open; /fail raises; anything else is 200.
+
+    /unsplice?NAME ends the session of two spliced sockets, which stay open.
+    """
     if scope["path"] == "/open":
         gate.get().set()
     elif scope["path"] == "/close":
@@ -57,6 +61,9 @@ async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
     elif scope["path"] == "/slow":
         say("slow")
         await gate.get().wait()
+    elif scope["path"] == "/unsplice":
+        for leg, _ in pairs[scope["query_string"]].legs:
+            leg["extensions"][SPLICE_EXTENSION]["connection"].unsplice()
     elif scope["path"] == "/fail":
         raise RuntimeError("asked to fail")
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -89,6 +96,12 @@ async def do_scope(scope: dict[str, Any], receive: Any, send: Any) -> None:
     shown = ("path", "query_string", "root_path", "subprotocols", "asgi", "headers", "client", "raw_path")
     say("scope", scope=repr({key: scope.get(key) for key in shown}), asgi=scope["asgi"],
         extensions=sorted(scope.get("extensions", ())))  # fmt: skip
+
+
+async def do_gated_accept(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Accept when the gate is open, then count what came."""
+    await gate.get().wait()
+    await do_gated_sink(scope, receive, send)
 
 
 async def do_gated_echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -274,12 +287,13 @@ async def do_splice(scope: dict[str, Any], receive: Any, send: Any) -> None:
         pair.legs[i][0]["extensions"][SPLICE_EXTENSION]["connection"] for i in (number, 1 - number)
     )
     peer_send = pair.legs[1 - number][1]
+    link = LocalLink(peer_send, pair.meters[number], time.monotonic, 2**20)
     while not here.splice(there, pair.meters[number]):
         message = await receive()
         if message["type"] == "websocket.disconnect":
             break
         say("ordinary", number=number)
-        await peer_send({**message, "type": "websocket.send"})
+        await link.forward(message)
     else:
         say("spliced", number=number)
         message = await receive()

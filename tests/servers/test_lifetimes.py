@@ -122,7 +122,7 @@ def test_what_a_client_sent_before_it_went_is_read_to_its_close(start):
     server.wait_until(lambda: server.lines("waiting"), "wait")
     get(server, "/open")
     server.wait_until(lambda: server.lines("websocket.disconnect"), "read all")
-    assert server.lines("counted")[0]["count"] == 1000
+    assert (server.lines("counted")[0]["count"], server.lines("counted")[0]["size"]) == (1000, 1000 * 1024)
     told = server.lines("websocket.disconnect")[0]
     assert (told["code"], told["reason"], told["clean"]) == (1001, "gone", True)
 
