@@ -1,12 +1,15 @@
 """The whole life of a session, seen by real clients of a real server."""
 
 import asyncio
+import contextlib
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests.behaviour.clients import closed, connect, drop, pair
+from tests.behaviour.raw import RawClient
 from tests.rows import booked
+from tests.servers import wire
 from tests.tokens import token
 
 
@@ -147,6 +150,69 @@ async def test_a_dropped_connection_closes_the_other_as_peer_lost(relay, session
     row = await booked(relay, session_id, to_server=["last words"], to_client=[], reason="peer_lost")
     told = {leg["role"]: leg["close_code"] for leg in row["legs"]}
     assert told == {"client": None, "server": 4410}
+
+
+async def test_bytes_before_and_after_both_have_met_add_up(relay, session_id):
+    """What is kept for the peer goes another way than what comes when it's there; both are billed."""
+    kept, later, back = b"k" * 100, b"l" * 3, b"b" * 7
+    async with connect(relay, session_id, token(sub="alice", role="client")) as client:
+        await client.send(kept)
+        await asyncio.wait_for(await client.ping(), 5)  # the relay has it
+        await relay.opened(session_id)
+        async with connect(relay, session_id, token(sub="bob", role="server")) as server:
+            assert await server.recv() == kept
+            await client.send(later)
+            assert await server.recv() == later
+            await server.send(back)
+            assert await client.recv() == back
+    await booked(relay, session_id, to_server=[kept, later], to_client=[back])
+
+
+@pytest.mark.parametrize("fragmented", [False, True], ids=["within a frame", "between fragments"])
+async def test_who_drops_within_a_message_is_billed_for_the_whole_ones_of_the_same_read(
+    relay, session_id, fragmented
+):
+    jwt = token(sub="alice", role="client")
+    async with (
+        RawClient(relay, session_id, jwt) as client,
+        connect(relay, session_id, token(sub="bob", role="server")) as server,
+    ):
+        await relay.paired(session_id)
+        await client.frame(wire.BINARY, b"before")
+        assert await server.recv() == b"before"
+        fragment, half = (
+            wire.frame(wire.BINARY, bytes(50), fin=False),
+            wire.frame(wire.BINARY, bytes(5000))[:999],
+        )
+        await client.raw(wire.frame(wire.TEXT, b"whole") + (fragment if fragmented else half))
+        assert await server.recv() == "whole"
+        client.writer.transport.abort()
+        # Within a frame that is half forwarded no close frame can follow: the connection just ends.
+        assert (await closed(server))[0] in (4410, 1006)
+    await booked(relay, session_id, to_server=["before", "whole"], to_client=[], reason="peer_lost")
+
+
+async def test_what_was_delivered_by_the_end_of_a_session_is_what_is_billed(relay, session_id):
+    """The end comes amid a flood: whatever reaches the receiver is billed, and nothing else."""
+    alice, bob = token(sub="alice", role="client"), token(sub="bob", role="server")
+    async with connect(relay, session_id, alice) as client, connect(relay, session_id, bob) as server:
+        await relay.paired(session_id)
+        flooding = asyncio.create_task(_flood(client))
+        received = [await server.recv() for _ in range(100)]
+        async with connect(relay, session_id, alice):  # which replaces the first
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    received.append(await server.recv())
+            assert server.close_code == 4411
+        await asyncio.gather(flooding, return_exceptions=True)
+    await booked(relay, session_id, to_server=received, to_client=[], reason="replaced")
+
+
+async def _flood(socket) -> None:
+    number = 0
+    while True:
+        await socket.send(b"%d" % number * 100)
+        number += 1
 
 
 async def test_a_session_id_may_be_used_again_for_a_new_session(relay, session_id):

@@ -190,6 +190,32 @@ async def do_accept(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await receive()
 
 
+async def do_bad_accept(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Accept in a way that is a mistake: which one, the query says."""
+    options = {
+        b"protocol": {"subprotocol": "not offered"},
+        b"header": {"headers": [(b"x-a", b"a\r\nx-evil: b")]},
+        b"name": {"headers": [(b"", b"a")]},
+    }
+    await accept(send, **options[scope["query_string"]])
+
+
+async def do_waiting_sends(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Fill the peer's socket, have two sends wait for room, and cancel one of them."""
+    await accept(send)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            while True:
+                await send({"type": "websocket.send", "bytes": bytes(65536)})
+    one, two = (asyncio.ensure_future(send({"type": "websocket.send", "text": text})) for text in "12")
+    await asyncio.sleep(0)
+    one.cancel()
+    await asyncio.wait((one,))
+    say("waiting", cancelled=one.cancelled(), waits=not two.done())
+    await two
+    await send({"type": "websocket.close"})
+
+
 async def do_late_send(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Send when the peer is gone."""
     await accept(send)

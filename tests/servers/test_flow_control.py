@@ -125,6 +125,17 @@ def test_a_send_that_is_cancelled_while_it_waits_was_not_sent(ours):
         assert client.close_frame() == (1000, "")
 
 
+def test_one_of_several_sends_that_wait_is_cancelled_and_the_others_are_not(ours):
+    with Wire(ours.port, "/waiting/sends", receive_buffer=65536) as client:
+        ours.wait_until(lambda: [line for line in ours.lines("waiting") if "waits" in line], "cancel one")
+        told = ours.lines("waiting")[-1]
+        assert (told["cancelled"], told["waits"]) == (True, True)
+        while (payload := client.message()) == bytes(65536):
+            pass
+        assert payload == b"2"
+        assert client.close_frame() == (1000, "")
+
+
 def test_connections_that_come_and_go_leave_no_memory_behind(ours):
     def connect(count: int) -> None:
         for _ in range(count):

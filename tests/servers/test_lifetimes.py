@@ -101,7 +101,8 @@ def test_keepalive_never_ends_a_connection_that_we_do_not_read(start):
 @pytest.mark.parametrize("how", ["reset", "closed"])
 def test_a_connection_that_is_lost_while_we_do_not_read_it_is_noticed(start, how):
     """At once if its host says so, else when its host answers a ping of the keepalive with a reset."""
-    server = start(OURS, *QUICK_PINGS, RELAY_READ_HIGH_BYTES="4096", RELAY_READ_LOW_BYTES="1024")
+    pings = QUICK_PINGS if how == "closed" else ("--ping-interval", "3600")
+    server = start(OURS, *pings, RELAY_READ_HIGH_BYTES="4096", RELAY_READ_LOW_BYTES="1024")
     client = Wire(server.port, "/deaf")
     server.wait_until(lambda: server.lines("waiting"), "wait")
     client.send(frame(BINARY, bytes(1024)) * 1000)

@@ -86,6 +86,20 @@ def test_the_body_of_a_request_is_bounded(start, kind, how):
     assert get(server, "/").status_code == 200
 
 
+def test_a_body_that_is_announced_as_too_large_is_refused_before_it_comes(ours):
+    with Wire(ours.port) as client:
+        client.send(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 33554432\r\n\r\n")
+        assert client.response_head().startswith(b"HTTP/1.1 413 ")
+        assert client.ends(1.5)
+
+
+def test_the_largest_body_is_taken(ours):
+    size = 2_621_440  # what Django takes into memory
+    with Wire(ours.port) as client:
+        client.send(f"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode() + bytes(size))
+        assert client.response_head().startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize("kind", [STOCK, OURS])
 def test_a_malformed_upgrade_leaves_no_traceback(start, kind):
     server = start(kind, "-v", "2")

@@ -29,6 +29,7 @@ class Socket:
             "url_route": {"kwargs": {"session_id": session_id}},
             SCOPE_KEY: allowed or grant(),
         }
+        self.connection = connection
         self.received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.received.put_nowait({"type": "websocket.connect"})
         self.sent: list[dict[str, Any]] = []

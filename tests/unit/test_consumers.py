@@ -2,25 +2,28 @@
 
 import asyncio
 from typing import Any
-from unittest.mock import AsyncMock, Mock
+from unittest.mock import Mock
 
 import pytest
 from channels.layers import get_channel_layer
 
 from relay import sessions
 from relay.closing import Close, CloseReason
-from relay.consumers import PENDING_FRAME_BYTES, SUBPROTOCOL, _close_for_peer
+from relay.consumers import SUBPROTOCOL, _close_for_peer
 from relay.grants import Refused
+from relay.links import Meter
 from relay.roles import Role
 from tests.unit.sockets import Socket, grant, turns
 
 EMPTY_FRAMES_KEPT = 8
 
+pytestmark = pytest.mark.timeout(20)  # what is missing here mostly hangs
+
 
 @pytest.fixture
 def limits() -> dict[str, Any]:
     return {
-        "pending_bytes": EMPTY_FRAMES_KEPT * PENDING_FRAME_BYTES,
+        "pending_bytes": EMPTY_FRAMES_KEPT * 128,  # see `PENDING_FRAME_BYTES`
         "max_message_bytes": 4096,
         "admit_seconds": 0.05,
         "close_seconds": 0.5,
@@ -72,6 +75,70 @@ async def test_what_is_kept_for_the_peer_comes_first_and_in_order(here, session_
     await turns()
     record = ended(recorder)
     assert (record.frames_client_to_server, record.bytes_client_to_server) == (7, 7)
+
+
+class Connection:
+    """What a server offers that can splice; `splices` says when it works."""
+
+    unsent_bytes = taken_bytes = 0
+
+    def __init__(self) -> None:
+        self.to: Socket
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.peer_has: list[list[bytes | str]] = []
+        """What the peer's socket had been sent at each attempt to splice."""
+        self.splices = False
+        self.unspliced = 0
+
+    def splice(self, peer: "Connection", meter: Meter) -> bool:
+        self.peer_has.append(list(self.to.messages))
+        assert peer is self.to.connection
+        assert meter.frames == len(self.to.messages)
+        return self.splices
+
+    def unsplice(self) -> None:
+        self.unspliced += 1
+
+
+async def splicing_pair(session_id: str) -> tuple[Socket, Socket]:
+    """Two sockets of a server that can splice, of which none has begun; what each sends goes to the other."""
+    client, server = (Socket(session_id, grant(role), Connection()) for role in Role)
+    client.connection.to, server.connection.to = server, client
+    return client, server
+
+
+async def test_splicing_is_tried_again_after_each_message_until_it_works(here, session_id):
+    client, server = await splicing_pair(session_id)
+    await client.open()
+    await server.open()
+    client.sends(b"one", b"two")
+    await turns()
+    assert client.connection.peer_has == [[], [b"one"], [b"one", b"two"]]
+    client.connection.splices = True
+    client.sends(b"three")
+    await turns()
+    client.sends(b"four")  # which a spliced socket doesn't give any more
+    await turns()
+    assert client.connection.peer_has[3:] == [[b"one", b"two", b"three"]]
+    client.leaves(clean=True)
+    await turns()
+    assert (client.connection.unspliced, server.connection.unspliced) == (1, 0)
+
+
+async def test_it_is_not_tried_before_a_message_is_sent_on_that_is_taken_from_the_socket(here, session_id):
+    """It came while those before it waited for room: spliced, what comes later would overtake it."""
+    client, server = await splicing_pair(session_id)
+    server.room.clear()
+    await client.open()
+    client.sends(b"kept")
+    await turns()
+    await server.open()
+    await server.waits.wait()
+    client.sends(b"meanwhile")
+    await turns()
+    server.room.set()
+    await turns()
+    assert client.connection.peer_has == [[b"kept", b"meanwhile"]]
 
 
 async def test_a_leg_that_is_held_back_and_vanishes_ends_its_session_where_the_server_tells(here, session_id):
@@ -204,7 +271,9 @@ async def test_a_drain_with_nothing_in_hand_does_not_wait(here, session_id):
     client, server = await pair(session_id)
     client.sends(b"delivered")
     await turns()
+    began = asyncio.get_running_loop().time()
     await here.drain(1.0)
+    assert asyncio.get_running_loop().time() - began < 0.4, "it took what a close may take"
     await turns()
     assert [socket.close[0] for socket in (client, server)] == [1012, 1012]
 
@@ -217,6 +286,13 @@ async def test_a_refusal_is_told_by_a_close_frame_and_takes_no_place(here, sessi
     await (await refused.open())
     assert refused.close == (4403, "forbidden: not for you")
     assert here._live == {}
+
+
+async def test_a_third_leg_is_told_that_the_session_is_full(here, session_id):
+    await pair(session_id)
+    third = Socket(session_id)
+    await (await third.open())
+    assert third.close == (4409, "session_full: both places of this session are taken")
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs"])
@@ -298,8 +374,16 @@ async def test_a_channel_layer_that_fails_is_asked_again_and_the_session_goes_on
     assert caplog.text.count("the channel layer failed, events are late: ConnectionError") == 2
 
 
-async def test_a_leg_that_can_not_join_its_group_is_told_to_try_again_later(here, session_id, monkeypatch):
-    monkeypatch.setattr(get_channel_layer(), "group_add", AsyncMock(side_effect=ConnectionError))
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+async def test_a_leg_that_can_not_join_its_group_is_told_to_try_again_later(
+    here, session_id, monkeypatch, how
+):
+    async def group_add(*_: object) -> None:
+        if how == "hangs":
+            await asyncio.Event().wait()
+        raise ConnectionError
+
+    monkeypatch.setattr(get_channel_layer(), "group_add", group_add)
     socket = Socket(session_id)
     await (await socket.open())
     assert socket.close[0] == 1013

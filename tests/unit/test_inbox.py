@@ -72,3 +72,13 @@ async def test_the_payload_counts_beside_that(calls):
     assert calls == ["pause"]
     await inbox.get()
     assert calls == ["pause", "resume"]
+
+
+async def test_after_a_get_that_was_cancelled_the_next_one_gets_what_comes(inbox):
+    getting = asyncio.create_task(inbox.get())
+    await asyncio.sleep(0)
+    getting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await getting
+    inbox.put({"type": "late"}, 4)
+    assert await inbox.get() == {"type": "late"}
