@@ -273,6 +273,10 @@ def test_refused(code: int, bad: bytes, before: bytes) -> None:
         assert outcome.failure.code == code
 
 
+def test_half_a_close_code_is_told_to_be_one() -> None:
+    assert feed(masked(CLOSE, b"\x03")).failure == Failure(1002, "a close frame with half a code")
+
+
 def test_a_message_of_exactly_the_limit_passes() -> None:
     stream = masked(BINARY, b"12", fin=False) + masked(CONTINUATION, b"345") + masked(TEXT, b"12345")
     assert compare(stream, [stream], 5).messages == 2

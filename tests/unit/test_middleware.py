@@ -1,5 +1,6 @@
 """Promises of `relay.middleware`: where a token may stand, and what becomes of a bad one."""
 
+import base64
 import time
 from typing import Any
 
@@ -130,13 +131,13 @@ async def test_a_good_token_becomes_a_grant():
     [
         ("no.such.token", "not valid"),
         ("é", "not valid"),
-        ("W" * 4000 + ".e30.e30", "not valid"),
+        (base64.urlsafe_b64encode(b"[" * 2500).decode() + ".e30.e30", "not valid"),
         (signed(exp=int(time.time()) - 1), "expired"),
         (signed(nbf=int(time.time()) + 43_200), "not valid"),
         (signed(exp=float("inf")), "not valid"),
         (signed(token_type="refresh"), "access"),
     ],
-    ids=["garbage", "not ASCII", "long garbage", "expired", "not yet", "infinite expiry", "refresh"],
+    ids=["garbage", "not ASCII", "nested brackets", "expired", "not yet", "infinite expiry", "refresh"],
 )
 async def test_a_bad_token_is_a_refusal_in_the_scope_and_never_an_error(token, words):
     refused = await outcome(scope(query=f"token={token}"))

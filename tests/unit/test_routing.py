@@ -1,15 +1,22 @@
 """Promises of `relay.routing`: which WebSocket goes where."""
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
+import jwt
 import pytest
+from rest_framework_simplejwt.state import token_backend
 
-from relay import routing, servers
-from relay.grants import SESSION_ID_RULE
+from relay import routing, servers, sessions
+from relay.closing import CloseReason
+from relay.grants import SESSION_ID_RULE, Refused
 
 
-async def answers(path: str, extensions: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the relay sends to an upgrade request for this path, without a token."""
+async def answers(
+    path: str, extensions: dict[str, Any], headers: Sequence[tuple[bytes, bytes]] = ()
+) -> list[dict[str, Any]]:
+    """What the relay sends to an upgrade request for this path."""
     sent = []
     messages = [{"type": "websocket.disconnect", "code": 1000}, {"type": "websocket.connect"}]
 
@@ -22,7 +29,7 @@ async def answers(path: str, extensions: dict[str, Any]) -> list[dict[str, Any]]
     scope = {
         "type": "websocket",
         "path": path,
-        "headers": [],
+        "headers": headers,
         "subprotocols": [],
         "query_string": b"",
         "client": ("203.0.113.7", 1),
@@ -51,6 +58,25 @@ async def test_whatever_follows_the_prefix_is_told_what_a_session_id_is(path):
 async def test_a_session_without_a_token_is_told_so():
     accepted, close = await answers("/relay/room", {})
     assert (accepted["type"], close["code"]) == ("websocket.accept", 4401)
+
+
+async def test_behind_a_trusted_balancer_the_client_is_who_the_balancer_says(here, monkeypatch):
+    seen = []
+
+    async def join(self: Any, session_id: str, grant: Any, port: sessions.Port) -> None:
+        seen.append((session_id, port.address))
+        raise Refused(CloseReason.UNAVAILABLE)
+
+    monkeypatch.setattr(sessions.Sessions, "join", join)
+    token = jwt.encode({"exp": int(time.time()) + 600}, token_backend.signing_key, token_backend.algorithm)
+    headers = [(b"authorization", f"Bearer {token}".encode()), (b"x-forwarded-for", b"198.51.100.1")]
+    _, close = await answers("/relay/room", {}, headers)
+    assert (seen, close["code"]) == ([("room", "198.51.100.1")], 1013)
+
+
+@pytest.fixture
+def limits() -> dict[str, Any]:
+    return {"trusted_proxies": "203.0.113.0/24"}
 
 
 async def test_a_server_that_is_told_to_stop_drains_the_sessions(here, monkeypatch):
