@@ -246,25 +246,33 @@ async def test_a_close_that_the_socket_does_not_take_does_not_keep_the_leg(here,
         await asyncio.gather(*legs)
 
 
-@pytest.mark.parametrize("when", ["paired", "kept"])
+@pytest.mark.parametrize("when", ["kept", "first", "later"])
 async def test_a_drain_without_splice_waits_for_the_message_in_hand(here, session_id, recorder, when):
+    """Be it one that was kept for the peer, the first one since that came, or one later on."""
     client, server = Socket(session_id, grant(Role.CLIENT)), Socket(session_id, grant(Role.SERVER))
-    server.room.clear()
+    sent = [b"in hand"]
     legs = [await client.open()]
     if when == "kept":
+        server.room.clear()
         client.sends(b"in hand")
         await turns()
     legs.append(await server.open())
-    if when == "paired":
+    if when == "later":
+        sent.insert(0, b"before")
+        client.sends(b"before")
+        await turns()
+        assert server.messages == [b"before"]
+    if when != "kept":
+        server.room.clear()
         client.sends(b"in hand")
     await server.waits.wait()
     draining = asyncio.create_task(here.drain(1.0))  # twice what a close may take: live sessions get no time
     asyncio.get_running_loop().call_later(0.12, server.room.set)
     await asyncio.gather(*legs, draining)
-    assert server.messages == [b"in hand"]
+    assert server.messages == sent
     assert server.close == (1012, "restarting: the relay restarts; come back")
     record = ended(recorder)
-    assert (record.frames_client_to_server, record.bytes_client_to_server) == (1, 7)
+    assert (record.frames_client_to_server, record.bytes_client_to_server) == (len(sent), len(b"".join(sent)))
 
 
 async def test_a_drain_with_nothing_in_hand_does_not_wait(here, session_id):
