@@ -50,7 +50,8 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """/open and /close work the gate; /slow answers when it's open; /fail raises; anything else is 200.
+    """/open and /close work the gate; /slow answers when it's open; /fail raises, /break does so within its
+    answer; anything else is 200.
 
     /unsplice?NAME ends the session of two spliced sockets, which stay open.
     """
@@ -61,6 +62,10 @@ async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
     elif scope["path"] == "/slow":
         say("slow")
         await gate.get().wait()
+    elif scope["path"] == "/break":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half of", "more_body": True})
+        raise RuntimeError("asked to fail")
     elif scope["path"] == "/unsplice":
         for leg, _ in pairs[scope["query_string"]].legs:
             leg["extensions"][SPLICE_EXTENSION]["connection"].unsplice()

@@ -104,6 +104,18 @@ def test_it_starts_with_what_was_half_received_and_loses_nothing(server, before)
             ends_having_carried(server, one, before, there=[bytes(300)] * 4)
 
 
+def test_it_starts_after_what_the_application_has_not_taken(server, before):
+    name = next(names)
+    sent = [bytes([n]) * 300 for n in range(4)]
+    with server.connect(f"/splice?{name}") as one:
+        one.send(b"".join(frame(BINARY, payload) for payload in sent[:3]) + frame(PING, b"read?"))
+        assert one.next_frame() == (0x80 | PONG, b"read?")
+        with server.connect(f"/splice?{name}") as two:
+            one.send(frame(BINARY, sent[3]))
+            assert [two.message() for _ in sent] == sent
+            ends_having_carried(server, one, before, there=sent)
+
+
 def test_it_starts_with_a_sender_that_never_pauses(server, before):
     """The ordinary path ends with the message that it has begun, however many are there behind it."""
     name = next(names)

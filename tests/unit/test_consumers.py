@@ -25,8 +25,8 @@ def limits() -> dict[str, Any]:
     return {
         "pending_bytes": EMPTY_FRAMES_KEPT * 128,  # see `PENDING_FRAME_BYTES`
         "max_message_bytes": 4096,
-        "admit_seconds": 0.05,
-        "close_seconds": 0.5,
+        "admit_seconds": 0.2,
+        "close_seconds": 2,
     }
 
 
@@ -266,7 +266,7 @@ async def test_a_drain_without_splice_waits_for_the_message_in_hand(here, sessio
         server.room.clear()
         client.sends(b"in hand")
     await server.waits.wait()
-    draining = asyncio.create_task(here.drain(1.0))  # twice what a close may take: live sessions get no time
+    draining = asyncio.create_task(here.drain(4.0))  # twice what a close may take: live sessions get no time
     asyncio.get_running_loop().call_later(0.12, server.room.set)
     await asyncio.gather(*legs, draining)
     assert server.messages == sent
@@ -280,8 +280,8 @@ async def test_a_drain_with_nothing_in_hand_does_not_wait(here, session_id):
     client.sends(b"delivered")
     await turns()
     began = asyncio.get_running_loop().time()
-    await here.drain(1.0)
-    assert asyncio.get_running_loop().time() - began < 0.4, "it took what a close may take"
+    await here.drain(4.0)
+    assert asyncio.get_running_loop().time() - began < 1.8, "it took what a close may take"
     await turns()
     assert [socket.close[0] for socket in (client, server)] == [1012, 1012]
 

@@ -150,3 +150,16 @@ async def test_the_refusal_does_not_repeat_what_the_parser_said():
     refused = await outcome(scope(header="Bearer sesame.sesame.sesame"))
     assert isinstance(refused, Refused)
     assert "sesame" not in refused.close.text
+
+
+@pytest.mark.parametrize("error", [RecursionError, OverflowError, KeyError, MemoryError])
+async def test_whatever_a_parser_raises_is_a_bad_token(monkeypatch, error):
+    """The one that is installed raises nothing of its own here; not every release of it is so careful."""
+
+    def decode(token: bytes) -> dict[str, Any]:
+        raise error("sesame")
+
+    monkeypatch.setattr(type(token_backend), "decode", lambda self, token: decode(token))
+    refused = await outcome(scope(header=f"Bearer {HEADER}"))
+    assert isinstance(refused, Refused)
+    assert refused.close.text == "unauthorized: the token is not valid"
