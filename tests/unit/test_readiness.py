@@ -12,7 +12,6 @@ from django.test import RequestFactory
 from relay import readiness, views
 from tests.unit.sockets import turns
 
-
 pytestmark = pytest.mark.timeout(20)  # what is missing here hangs
 
 
