@@ -242,6 +242,16 @@ def test_a_send_after_the_disconnect_is_an_os_error(either):
         )
 
 
+def test_an_application_that_sends_to_a_closed_socket_is_no_error_in_the_log(start):
+    server = start(OURS)
+    with Wire(server.port, "/late/send") as client:
+        client.send(frame(CLOSE, b"\x03\xe8"))
+        assert client.ends()
+    server.wait_until(lambda: server.lines("error"), "be told that it's closed")
+    assert server.stop() == 0
+    assert "Exception inside application" not in server.stderr
+
+
 def test_frames_that_come_before_the_accept_are_not_lost(ours):
     with Wire(ours.port) as client:
         client.send(request("/echo") + frame(TEXT, b"early") + frame(BINARY, b"\r\n\r\n"))
