@@ -11,10 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from tests.rows import rows
 from tests.tokens import SECRET_KEY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,7 +136,11 @@ class Relay:
     async def paired(self, session_id: str) -> None:
         """Returns when two legs that are connected have met: at once, in one process."""
 
-    async def session_closed(self, session_id: str, seen: set[str] = frozenset()) -> dict[str, Any]:
+    def rows(self, session_id: str) -> list[dict[str, Any]]:
+        """The rows of a session id, with their legs' under `legs`; see `tests.rows.booked`."""
+        return rows(self.environ, session_id)
+
+    async def session_closed(self, session_id: str, seen: Set[str] = frozenset()) -> dict[str, Any]:
         """The `session_closed` line of `session_id` whose session is not in `seen`, when it's there."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:

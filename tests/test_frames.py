@@ -178,6 +178,18 @@ def test_what_is_left_of_a_frame_and_what_belongs_to_an_unfinished_message_are_t
     assert (forwarder.left_out, forwarder.partial_bytes) == (0, 0)
 
 
+@pytest.mark.parametrize("refused", [b"\xff", b"\xed\xa0"], ids=["impossible", "a surrogate"])
+def test_what_is_refused_for_its_text_is_not_put_out_and_so_no_part_of_a_message(refused: bytes) -> None:
+    """Else it would be taken from the bytes of the whole messages before it, which are billed."""
+    forwarder = Forwarder(LIMIT)
+    assert forwarder.feed(masked(BINARY, b"good") + masked(TEXT, refused)).payload_bytes == 4
+    assert forwarder.partial_bytes == 0
+    forwarder = Forwarder(LIMIT)
+    forwarder.feed(masked(TEXT, b"first", fin=False))
+    forwarder.feed(masked(CONTINUATION, refused + b"!"))
+    assert forwarder.partial_bytes == 5
+
+
 def test_half_a_control_frame_is_no_message_boundary_but_others_may_write() -> None:
     forwarder = Forwarder(LIMIT)
     forwarder.feed(masked(PING, b"abc")[:-1])
@@ -259,6 +271,10 @@ def test_refused(code: int, bad: bytes, before: bytes) -> None:
         outcome = compare(stream, bytewise(stream), LIMIT)
         assert outcome.failure
         assert outcome.failure.code == code
+
+
+def test_half_a_close_code_is_told_to_be_one() -> None:
+    assert feed(masked(CLOSE, b"\x03")).failure == Failure(1002, "a close frame with half a code")
 
 
 def test_a_message_of_exactly_the_limit_passes() -> None:

@@ -1,10 +1,9 @@
 """What a leg meets while a backend is away, and on a server that lacks what the relay needs."""
 
-import asyncio
-
 from tests.behaviour.clients import closed, connect, pair
 from tests.databases import Postgres
 from tests.relays import COMMANDS, free_port, running
+from tests.rows import booked
 
 
 async def test_without_the_channel_layer_a_leg_is_told_to_try_again_later(server, session_id, tmp_path):
@@ -30,13 +29,7 @@ async def test_no_database_is_needed_to_be_admitted_and_relayed(session_id, tmp_
             line = await relay.session_closed(session_id)
             assert line["total_bytes"] == 11
             database.start()
-            code = (
-                "from relay.models import RelaySession as S; "
-                f"print(*S.objects.filter(session_id={session_id!r}).values_list('total_bytes', flat=True))"
-            )
-            async with asyncio.timeout(20):
-                while relay.manage("shell", "-v0", "-c", code).stdout != "11\n":  # noqa: ASYNC110
-                    await asyncio.sleep(0.1)
+            await booked(relay, session_id, to_server=["no database"], to_client=[], close=(1000, ""))
     finally:
         database.remove()
 
@@ -48,7 +41,7 @@ async def test_a_server_without_flow_control_is_named_in_the_log(session_id, tmp
         async with pair(relay, session_id) as (client, server):
             await client.send("hi")
             assert await server.recv() == "hi"
-        await relay.session_closed(session_id)
+        await booked(relay, session_id, to_server=["hi"], to_client=[])
         assert relay.output().count("neither flow control nor faithful closes") == 1
 
 

@@ -10,6 +10,7 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 from tests.behaviour.clients import closed, connect, drop, pair
 from tests.behaviour.raw import RawClient
 from tests.relays import running
+from tests.rows import booked
 from tests.tokens import token
 
 
@@ -60,7 +61,7 @@ async def test_text_that_is_not_utf8_ends_the_session(relay, session_id):
         await client.frame(0x1, b"\xff\xfe")
         assert (await client.close_frame())[0] == 1007
         assert (await closed(server))[0] == 4410
-    assert (await relay.session_closed(session_id))["total_bytes"] == 4
+    await booked(relay, session_id, to_server=["good"], to_client=[], reason="peer_lost")
 
 
 @pytest.mark.parametrize(
@@ -70,9 +71,11 @@ async def test_text_that_is_not_utf8_ends_the_session(relay, session_id):
 )
 async def test_frames_that_break_the_protocol_end_the_session(relay, session_id, head):
     async with RawClient(relay, session_id) as client, connect(relay, session_id) as server:
+        await relay.paired(session_id)
         await client.raw(head + b"\x00\x00\x00\x00")
         assert (await client.close_frame())[0] == 1002
         assert (await closed(server))[0] == 4410
+    await booked(relay, session_id, to_server=[], to_client=[], reason="peer_lost")
 
 
 async def test_a_client_that_opens_and_never_sends_does_not_hold_up_others(relay, session_id):
@@ -80,6 +83,7 @@ async def test_a_client_that_opens_and_never_sends_does_not_hold_up_others(relay
     async with pair(relay, session_id) as (client, server):
         await client.send("hi")
         assert await server.recv() == "hi"
+    await booked(relay, session_id, to_server=["hi"], to_client=[])
     writer.close()
     await writer.wait_closed()
 
@@ -95,7 +99,7 @@ async def test_garbage_instead_of_http_is_answered_with_400(relay):
 async def test_one_that_vanishes_while_it_waits_frees_the_session_id(relay, session_id):
     async with connect(relay, session_id, token(role="client", sub="gone")) as client:
         await drop(client)
-    assert (await relay.session_closed(session_id))["reason"] == "peer_lost"
+    await booked(relay, session_id, to_server=[], to_client=[], reason="peer_lost")
     async with connect(relay, session_id, token(role="client", sub="bob")) as other:
         await (await other.ping())
 
@@ -135,11 +139,11 @@ async def test_one_that_vanishes_after_more_than_the_relay_keeps_frees_the_sessi
                     await asyncio.sleep(0.02)
             await drop(client)
             await asyncio.gather(sending, return_exceptions=True)
-        line = await relay.session_closed(session_id)
-        assert (line["reason"], line["total_bytes"]) == ("peer_lost", 0)
+        await booked(relay, session_id, to_server=[], to_client=[], reason="peer_lost")
         async with pair(relay, session_id) as (client, server):
             await client.send("free again")
             assert await server.recv() == "free again"
+        await booked(relay, session_id, to_server=["free again"], to_client=[], reason="peer_left")
 
 
 async def flood(socket) -> None:

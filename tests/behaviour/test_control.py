@@ -11,6 +11,7 @@ from relay import sessions
 from relay.closing import CloseReason
 from tests.behaviour.clients import closed, pair
 from tests.relays import COMMANDS, Relay, running
+from tests.rows import booked
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +45,19 @@ async def live_uuid(relay: Relay, session_id: str) -> uuid.UUID:
 
 async def test_an_operator_closes_a_session_from_another_process(redis_relay, redis_url, session_id):
     async with pair(redis_relay, session_id) as (client, server):
+        await client.send("before")
+        assert await server.recv() == "before"
         await close_from_outside(redis_relay, session_id, redis_url)
         for socket in (client, server):
             assert await closed(socket) == (4499, "closed_by_operator: an operator closed the session")
-    assert (await redis_relay.session_closed(session_id))["reason"] == "closed_by_operator"
+    await booked(redis_relay, session_id, to_server=["before"], to_client=[], reason="closed_by_operator")
 
 
 async def test_frames_pass_as_ever_with_redis_as_the_channel_layer(redis_relay, session_id):
     async with pair(redis_relay, session_id) as (client, server):
         await client.send("hi")
         assert await server.recv() == "hi"
+    await booked(redis_relay, session_id, to_server=["hi"], to_client=[])
 
 
 @pytest.mark.parametrize("layer", [InMemoryChannelLayer()])

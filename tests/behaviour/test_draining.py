@@ -3,22 +3,13 @@
 import asyncio
 import contextlib
 import signal
-import sqlite3
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.behaviour.clients import closed, connect, pair
-from tests.relays import Relay, running
-
-
-def row(relay: Relay, session_id: str) -> dict:
-    """The session's row in the relay's SQLite database."""
-    with contextlib.closing(sqlite3.connect(Path(relay.folder) / "relay.sqlite3")) as connection:
-        connection.row_factory = sqlite3.Row
-        query = "SELECT * FROM relay_relaysession WHERE session_id = ?"
-        return dict(connection.execute(query, (session_id,)).fetchone())
+from tests.relays import running
+from tests.rows import booked
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -33,12 +24,8 @@ async def test_a_stopping_relay_tells_everyone_to_come_back_and_writes_every_rec
             assert {(await closed(socket))[0] for socket in (client, other, alone)} == {1012}
         # uvicorn repeats the signal once it has shut down in order (for its parent to see).
         assert await stopping in ((0,) if "daphne" in server else (0, -number))
-        for name, size in ((session_id, 6), (f"{session_id}.alone", 0)):
-            line = await relay.session_closed(name)
-            assert (line["reason"], line["total_bytes"]) == ("restarting", size)
-            assert {key: row(relay, name)[key] for key in ("reason", "total_bytes", "duration_seconds")} == {
-                key: line[key] for key in ("reason", "total_bytes", "duration_seconds")
-            }
+        for name, sent in ((session_id, ["before"]), (f"{session_id}.alone", [])):
+            await booked(relay, name, to_server=sent, to_client=[], reason="restarting")
 
 
 async def test_what_was_taken_is_delivered_before_the_session_ends(session_id, tmp_path):
@@ -52,7 +39,7 @@ async def test_what_was_taken_is_delivered_before_the_session_ends(session_id, t
             assert [await other.recv() for _ in frames] == frames
             assert (await closed(other))[0] == 1012
         assert await stopping == 0
-        assert (await relay.session_closed(session_id))["frames_client_to_server"] == 20
+        await booked(relay, session_id, to_server=frames, to_client=[], reason="restarting")
 
 
 async def test_live_sessions_go_on_while_a_long_drain_lasts_and_new_ones_are_refused(session_id, tmp_path):
@@ -75,6 +62,7 @@ async def test_live_sessions_go_on_while_a_long_drain_lasts_and_new_ones_are_ref
             assert (await closed(other))[0] == 1000
         # With the last session gone nothing is left to wait for.
         assert await stopping == 0
+        await booked(relay, session_id, to_server=["still here"], to_client=[], close=(1000, ""))
 
 
 async def test_a_second_signal_ends_it_at_once(session_id, tmp_path):
@@ -106,7 +94,7 @@ async def test_a_peer_that_reads_nothing_does_not_hold_up_the_end(session_id, tm
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
             other.transport.abort()
-        assert (await relay.session_closed(session_id))["reason"] == "restarting"
+        await booked(relay, session_id, to_client=[], reason="restarting")
 
 
 async def _flood(socket):

@@ -4,6 +4,7 @@ import pytest
 
 from tests.behaviour.clients import connect
 from tests.memory import KIB, MIB, BareLeg
+from tests.rows import booked
 from tests.tokens import token
 
 
@@ -27,3 +28,7 @@ async def test_what_comes_while_kept_frames_wait_for_the_peer_comes_after_them(s
             assert await slow.next_message() == (1, b"meanwhile")
             await client.send("afterwards")
             assert await slow.next_message() == (1, b"afterwards")
+            await client.close()
+            assert await slow.close_code() == 1000
+    sent = [*kept, "meanwhile", "afterwards"]
+    await booked(small_relay, session_id, to_server=sent, to_client=[], close=(1000, ""))

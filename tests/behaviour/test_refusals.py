@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.behaviour.clients import closed, connect
+from tests.rows import booked
 from tests.tokens import SECRET_KEY, token
 
 
@@ -78,6 +79,7 @@ async def test_a_refused_leg_does_not_touch_the_session(relay, session_id):
         async with connect(relay, session_id) as server:
             await client.send("hi")
             assert await server.recv() == "hi"
+    await booked(relay, session_id, to_server=["hi"], to_client=[])
 
 
 async def test_the_token_may_stand_in_the_header(relay, session_id):

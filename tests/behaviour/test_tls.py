@@ -9,6 +9,7 @@ import pytest
 from tests.behaviour.clients import closed, drop, pair
 from tests.certificates import self_signed
 from tests.relays import COMMANDS, running
+from tests.rows import booked
 
 
 @pytest.fixture(scope="module", params=["True", "False"], ids=["spliced", "not spliced"])
@@ -47,8 +48,7 @@ async def test_frames_cross_both_ways_at_once_unaltered(tls_relay, session_id):
         assert down == sent
         await client.close(4321, "done")
         assert await closed(server) == (4321, "done")
-    line = await tls_relay.session_closed(session_id)
-    assert line["frames_client_to_server"] == line["frames_server_to_client"] == len(sent)
+    await booked(tls_relay, session_id, to_server=sent, to_client=sent, close=(4321, "done"))
 
 
 async def test_a_reader_that_pauses_slows_its_sender_and_loses_nothing(tls_relay, session_id):
@@ -68,6 +68,7 @@ async def test_a_reader_that_pauses_slows_its_sender_and_loses_nothing(tls_relay
         server.transport.resume_reading()
         assert [await server.recv() for _ in sent] == sent
         await sending
+    await booked(tls_relay, session_id, to_server=sent, to_client=[])
 
 
 async def test_a_dropped_connection_closes_the_other_as_peer_lost(tls_relay, session_id):
@@ -76,6 +77,7 @@ async def test_a_dropped_connection_closes_the_other_as_peer_lost(tls_relay, ses
         assert await server.recv() == "last words"
         await drop(client)
         assert (await closed(server))[0] == 4410
+    await booked(tls_relay, session_id, to_server=["last words"], to_client=[], reason="peer_lost")
 
 
 async def test_pings_are_answered_while_frames_pass(tls_relay, session_id):
@@ -85,3 +87,4 @@ async def test_pings_are_answered_while_frames_pass(tls_relay, session_id):
             answered = await client.ping()
             assert await server.recv() == bytes(100_000)
             await asyncio.wait_for(answered, 10)
+    await booked(tls_relay, session_id, to_server=[bytes(100_000)] * 20, to_client=[])

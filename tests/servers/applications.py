@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from relay.links import SPLICE_EXTENSION, Meter
+from relay.links.local import LocalLink
 
 
 def say(event: str, **details: Any) -> None:
@@ -49,7 +50,11 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """/open and /close work the gate; /slow answers when it's open; /fail raises; anything else is 200."""
+    """/open and /close work the gate; /slow answers when it's open; /fail raises, /break does so within its
+    answer; anything else is 200.
+
+    /unsplice?NAME ends the session of two spliced sockets, which stay open.
+    """
     if scope["path"] == "/open":
         gate.get().set()
     elif scope["path"] == "/close":
@@ -57,6 +62,13 @@ async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
     elif scope["path"] == "/slow":
         say("slow")
         await gate.get().wait()
+    elif scope["path"] == "/break":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half of", "more_body": True})
+        raise RuntimeError("asked to fail")
+    elif scope["path"] == "/unsplice":
+        for leg, _ in pairs[scope["query_string"]].legs:
+            leg["extensions"][SPLICE_EXTENSION]["connection"].unsplice()
     elif scope["path"] == "/fail":
         raise RuntimeError("asked to fail")
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -89,6 +101,12 @@ async def do_scope(scope: dict[str, Any], receive: Any, send: Any) -> None:
     shown = ("path", "query_string", "root_path", "subprotocols", "asgi", "headers", "client", "raw_path")
     say("scope", scope=repr({key: scope.get(key) for key in shown}), asgi=scope["asgi"],
         extensions=sorted(scope.get("extensions", ())))  # fmt: skip
+
+
+async def do_gated_accept(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Accept when the gate is open, then count what came."""
+    await gate.get().wait()
+    await do_gated_sink(scope, receive, send)
 
 
 async def do_gated_echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -175,6 +193,32 @@ async def do_accept(scope: dict[str, Any], receive: Any, send: Any) -> None:
     headers = [(b"x-node", b"a"), (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
     await accept(send, headers=headers, subprotocol=scope["subprotocols"][0])
     await receive()
+
+
+async def do_bad_accept(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Accept in a way that is a mistake: which one, the query says."""
+    options = {
+        b"protocol": {"subprotocol": "not offered"},
+        b"header": {"headers": [(b"x-a", b"a\r\nx-evil: b")]},
+        b"name": {"headers": [(b"", b"a")]},
+    }
+    await accept(send, **options[scope["query_string"]])
+
+
+async def do_waiting_sends(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Fill the peer's socket, have two sends wait for room, and cancel one of them."""
+    await accept(send)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            while True:
+                await send({"type": "websocket.send", "bytes": bytes(65536)})
+    one, two = (asyncio.ensure_future(send({"type": "websocket.send", "text": text})) for text in "12")
+    await asyncio.sleep(0)
+    one.cancel()
+    await asyncio.wait((one,))
+    say("waiting", cancelled=one.cancelled(), waits=not two.done())
+    await two
+    await send({"type": "websocket.close"})
 
 
 async def do_late_send(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -274,12 +318,13 @@ async def do_splice(scope: dict[str, Any], receive: Any, send: Any) -> None:
         pair.legs[i][0]["extensions"][SPLICE_EXTENSION]["connection"] for i in (number, 1 - number)
     )
     peer_send = pair.legs[1 - number][1]
+    link = LocalLink(peer_send, pair.meters[number], time.monotonic, 2**20)
     while not here.splice(there, pair.meters[number]):
         message = await receive()
         if message["type"] == "websocket.disconnect":
             break
         say("ordinary", number=number)
-        await peer_send({**message, "type": "websocket.send"})
+        await link.forward(message)
     else:
         say("spliced", number=number)
         message = await receive()

@@ -153,6 +153,29 @@ def test_the_scope_says_what_the_server_can(either):
     assert "b'caf\\xe9'" in scope["scope"]
 
 
+def test_an_accept_that_the_client_could_not_make_sense_of_is_the_applications_error(start):
+    server = start(OURS, clean=False)
+    for mistake in ("protocol", "header", "name"):
+        with Wire(server.port) as client:
+            client.send(request(f"/bad/accept?{mistake}", "Sec-WebSocket-Protocol: one, two"))
+            head = client.response_head()
+            assert head.startswith(b"HTTP/1.1 500 "), mistake
+            assert b"x-evil" not in head
+
+
+def test_the_path_is_decoded_and_a_header_that_could_pass_for_another_is_left_out(ours):
+    """With an underscore it would be another's in the names of WSGI (CVE-2015-0219)."""
+    before = len(ours.lines("scope"))
+    with Wire(ours.port, "/%73cope?a%20b", "X_Forwarded_For: 203.0.113.7", "X-Plain: 1"):
+        ours.wait_until(lambda: len(ours.lines("scope")) > before, "print its scope")
+    scope = ours.lines("scope")[-1]["scope"]
+    assert "'path': '/scope'" in scope
+    assert "'raw_path': b'/%73cope'" in scope
+    assert "'query_string': b'a%20b'" in scope
+    assert "(b'x-plain', b'1')" in scope
+    assert "forwarded" not in scope
+
+
 def test_an_upgrade_is_refused_by_a_close_or_with_a_response_of_the_applications_own(ours):
     with Wire(ours.port) as client:
         client.send(request("/reject"))
@@ -217,6 +240,16 @@ def test_a_send_after_the_disconnect_is_an_os_error(either):
         either.wait_until(
             lambda: any(line["path"] == "/late/send" for line in either.lines("end")), "end in peace"
         )
+
+
+def test_an_application_that_sends_to_a_closed_socket_is_no_error_in_the_log(start):
+    server = start(OURS)
+    with Wire(server.port, "/late/send") as client:
+        client.send(frame(CLOSE, b"\x03\xe8"))
+        assert client.ends()
+    server.wait_until(lambda: server.lines("error"), "be told that it's closed")
+    assert server.stop() == 0
+    assert "Exception inside application" not in server.stderr
 
 
 def test_frames_that_come_before_the_accept_are_not_lost(ours):

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from tests.servers.conftest import get, growth_mib, is_ours, resident_mib
-from tests.servers.wire import BINARY, CLOSE, PING, Wire, frame
+from tests.servers.conftest import OURS, get, growth_mib, is_ours, resident_mib
+from tests.servers.wire import BINARY, CLOSE, PING, Wire, frame, request
 
 MIB = 2**20
 KERNEL_MIB = 12
@@ -35,6 +35,25 @@ def test_an_application_that_is_behind_slows_the_sender(fresh):
         assert fresh.lines("counted")[-1]["size"] == 1024 * 65536
 
 
+def test_a_client_that_does_not_wait_to_be_accepted_is_held_back(start):
+    """It should wait (RFC 6455 section 4.1). What it sends is read on once it's accepted: none is lost."""
+    server = start(OURS)
+    count = 512
+    data = frame(BINARY, bytes(65536)) * count
+    before = resident_mib(server)
+    with Wire(server.port) as client:
+        client.send(request("/gated/accept"))
+        sent = client.push(data, patience=0.5)
+        assert sent < KERNEL_MIB * MIB
+        assert resident_mib(server) - before < 4
+        get(server, "/open")
+        assert client.response_head().startswith(b"HTTP/1.1 101 ")
+        client.send(data[sent:] + frame(CLOSE, b"\x03\xe8"))
+        server.wait_until(lambda: server.lines("counted"), "count what came")
+    (counted,) = server.lines("counted")
+    assert (counted["count"], counted["size"]) == (count, count * 65536)
+
+
 @pytest.mark.parametrize("payload", [b"", b"x"], ids=["empty", "one byte"])
 def test_a_flood_of_tiny_messages_is_bounded_too(fresh, payload):
     get(fresh, "/close")
@@ -52,6 +71,7 @@ def test_a_flood_of_tiny_messages_is_bounded_too(fresh, payload):
         client.send(data[sent:] + frame(CLOSE, b"\x03\xe8"))
         fresh.wait_until(lambda: fresh.lines("counted")[-1:] and fresh.lines("counted")[-1]["count"] == count,
                           "count what came")  # fmt: skip
+        assert fresh.lines("counted")[-1]["size"] == count * len(payload)
 
 
 def test_a_message_of_endless_empty_fragments_is_bounded(ours):
@@ -102,6 +122,17 @@ def test_a_send_that_is_cancelled_while_it_waits_was_not_sent(ours):
         sent = ours.lines("cancelled")[-1]["sent"]
         numbers = [int.from_bytes(client.message()[:4], "big") for _ in range(sent + 1)]
         assert numbers == list(range(sent + 1))
+        assert client.close_frame() == (1000, "")
+
+
+def test_one_of_several_sends_that_wait_is_cancelled_and_the_others_are_not(ours):
+    with Wire(ours.port, "/waiting/sends", receive_buffer=65536) as client:
+        ours.wait_until(lambda: [line for line in ours.lines("waiting") if "waits" in line], "cancel one")
+        told = ours.lines("waiting")[-1]
+        assert (told["cancelled"], told["waits"]) == (True, True)
+        while (payload := client.message()) == bytes(65536):
+            pass
+        assert payload == b"2"
         assert client.close_frame() == (1000, "")
 
 

@@ -30,6 +30,7 @@ BAD = {
     "root path not ASCII": "GET /echo HTTP/1.1\r\nHost: x\r\nDaphne-Root-Path: \xfc",
     "path not ASCII": f"GET /ech\xf6 HTTP/1.1\r\n{HEAD}",
     "query not ASCII": f"GET /echo?\xfc HTTP/1.1\r\n{HEAD}",
+    "query of plain HTTP not ASCII": "GET /x?\xfc HTTP/1.1\r\nHost: x",
     "control character": "GET / HTTP/1.1\r\nHost: x\r\nX-Y: a\x0bb",
     "header name": "GET / HTTP/1.1\r\nHost: x\r\nX Y: a",
     "no HTTP": "\x00\x01\x02\xff",
@@ -86,6 +87,20 @@ def test_the_body_of_a_request_is_bounded(start, kind, how):
     assert get(server, "/").status_code == 200
 
 
+def test_a_body_that_is_announced_as_too_large_is_refused_before_it_comes(ours):
+    with Wire(ours.port) as client:
+        client.send(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 33554432\r\n\r\n")
+        assert client.response_head().startswith(b"HTTP/1.1 413 ")
+        assert client.ends(1.5)
+
+
+def test_the_largest_body_is_taken(ours):
+    size = 2_621_440  # what Django takes into memory
+    with Wire(ours.port) as client:
+        client.send(f"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode() + bytes(size))
+        assert client.response_head().startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize("kind", [STOCK, OURS])
 def test_a_malformed_upgrade_leaves_no_traceback(start, kind):
     server = start(kind, "-v", "2")
@@ -103,6 +118,15 @@ def test_a_token_in_a_query_is_never_logged(start, verbosity):
     assert "sesame" not in server.stdout + server.stderr
     for line in server.stdout.splitlines():
         json.loads(line)
+
+
+def test_a_response_that_broke_off_does_not_pass_for_a_whole_one(start):
+    server = start(OURS, clean=False)
+    with Wire(server.port) as client:
+        client.send(b"GET /break HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.response_head().startswith(b"HTTP/1.1 200 ")
+        assert client.ends(3)
+        assert not client.buffer.endswith(b"0\r\n\r\n")
 
 
 def test_daphne_as_it_comes_logs_it(start):

@@ -212,3 +212,69 @@ def test_a_message_before_a_half_one_in_the_same_read_is_counted_right(pair):
     pair.source.transport.kernel.hung_up = True
     pair.got(pair.target)
     assert (pair.meter.frames, pair.meter.nbytes) == (1, 10)
+
+
+def test_who_is_heard_through_the_splice_is_not_pinged(pair):
+    for _ in range(4):
+        pair.wait(10)
+        pair.send(pair.source, FRAME)
+    assert pair.got(pair.source) == []
+    assert (PING, b"") in pair.got(pair.target)
+
+
+def test_a_sender_that_was_held_for_want_of_room_goes_on_when_there_is(pair):
+    kernel = pair.target.transport.kernel
+    kernel.room = 0
+    pair.send(pair.source, masked(BINARY, bytes(2000)))
+    pair.send(pair.source, FRAME)
+    assert pair.source.transport.kernel.unread == FRAME  # it isn't read
+    kernel.room = 1 << 20
+    assert pair.got(pair.target) == [(BINARY, bytes(2000)), WHOLE]
+
+
+def test_who_breaks_the_protocol_while_its_close_waits_is_ended_after_it(pair):
+    pair.send(pair.target, HALF)  # so that nothing can be written to the source
+    pair.send(pair.source, b"\xf2\x80abcd")
+    assert not pair.source.transport.kernel.write_ended
+    pair.send(pair.target, REST)
+    assert pair.got(pair.source)[0] == WHOLE
+    assert pair.got(pair.source)[1][0] == CLOSE
+    assert pair.source.transport.kernel.write_ended
+
+
+def test_a_close_that_comes_after_its_sender_is_gone_inside_a_frame_ends_tcp(pair):
+    pair.send(pair.source, HALF)
+    pair.source.transport.kernel.hung_up = True
+    assert pair.got(pair.target) == [b"\x82\x0a01234"]
+    assert not pair.target.transport.kernel.write_ended  # nobody has said why yet
+    pair.target.close(4410, "lost")
+    assert pair.got(pair.target) == [b"\x82\x0a01234"]
+    assert pair.target.transport.kernel.write_ended
+
+
+def test_who_sees_the_end_of_tcp_is_read_until_it_ends_too(pair):
+    pair.send(pair.source, HALF)
+    pair.target.close(4410, "lost")
+    frame = masked(BINARY, bytes(3000))
+    pair.send(pair.source, b"")
+    pair.source.transport.kernel.reset = True  # the first reason to end TCP, and being gone the second
+    pair.got(pair.target)
+    pair.send(pair.target, frame * 5)
+    kernel = pair.target.transport.kernel
+    assert kernel.write_ended
+    assert not kernel.unread
+    assert not kernel.closed
+    kernel.hung_up = True
+    pair.got(pair.target)
+    assert kernel.closed
+    assert not kernel.cut_short
+
+
+def test_a_record_does_not_wait_for_a_receiver_that_is_gone(pair):
+    pair.send(pair.source, HALF)
+    left = pair.source.unsplice()
+    pair.target.transport.kernel.reset = True
+    pair.got(pair.target)
+    assert left.done()
+    pair.send(pair.source, REST)
+    assert (pair.meter.frames, pair.meter.nbytes) == (0, 0)

@@ -76,9 +76,15 @@ def test_an_empty_claim_counts_as_none(value):
 def test_a_grant_for_one_session_is_forbidden_in_another():
     grant = grant_from_claims({**EXP, "session_id": "mine"})
     grant.check_session("mine")
-    with pytest.raises(Refused) as caught:
-        grant.check_session("yours")
-    assert caught.value.close.code == 4403
+    for other in ("yours", "mine2", "min", "Mine"):
+        with pytest.raises(Refused) as caught:
+            grant.check_session(other)
+        assert caught.value.close.code == 4403
+
+
+@pytest.mark.parametrize("name", ["user_id", "sub", "account_id", "jti"])
+def test_the_longest_claim_that_a_record_holds_passes(name):
+    grant_from_claims({**EXP, name: "x" * MAX_CLAIM_CHARS})
 
 
 def test_a_grant_without_a_session_may_go_anywhere():

@@ -1,6 +1,7 @@
 """The queue to an application."""
 
 import asyncio
+import tracemalloc
 
 import pytest
 
@@ -45,3 +46,39 @@ async def test_a_get_that_is_cancelled_takes_nothing(inbox):
     with pytest.raises(asyncio.CancelledError):
         await getting
     assert await inbox.get() == {"type": "kept"}
+
+
+async def test_what_an_empty_message_is_counted_as_is_near_what_it_costs(inbox):
+    """Else a flood of them would take many times the memory that the marks allow."""
+    count = 10_000
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(count):
+            inbox.put({"type": "websocket.receive", "bytes": b""}, 0)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / count < 1.5 * MESSAGE_BYTES
+
+
+async def test_the_payload_counts_beside_that(calls):
+    inbox = Inbox(WaterMarks(high=1000, low=0), lambda: calls.append("pause"), lambda: calls.append("resume"))
+    inbox.put({"number": 0}, 1000 - MESSAGE_BYTES)
+    assert calls == []
+    inbox.put({"number": 1}, 0)
+    assert calls == ["pause"]
+    await inbox.get()
+    assert calls == ["pause"]
+    await inbox.get()
+    assert calls == ["pause", "resume"]
+
+
+async def test_after_a_get_that_was_cancelled_the_next_one_gets_what_comes(inbox):
+    getting = asyncio.create_task(inbox.get())
+    await asyncio.sleep(0)
+    getting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await getting
+    inbox.put({"type": "late"}, 4)
+    assert await inbox.get() == {"type": "late"}
