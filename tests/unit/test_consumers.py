@@ -8,7 +8,7 @@ import pytest
 from channels.layers import get_channel_layer
 
 from relay import sessions
-from relay.closing import CloseReason
+from relay.closing import Close, CloseReason
 from relay.consumers import SUBPROTOCOL, _close_for_peer
 from relay.grants import Refused
 from relay.links import Meter
