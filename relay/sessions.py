@@ -8,7 +8,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,6 +62,9 @@ class Recorder(Protocol):
 
     def flush(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until everything recorded is written; whether it is. Blocks."""
+
+    def safe(self, session: UUID) -> "Future[None]":
+        """Done when what was recorded of `session` outlives this process."""
 
     @property
     def spool_error(self) -> str:
@@ -190,7 +194,7 @@ class Sessions:
         left = max(0.0, started + seconds - self.clock())
         await self._until(lambda: not (self._remote or self._tasks), left / 2)
         for remote in list(self._remote.values()):
-            remote.give_up()
+            remote.give_up()  # its link goes on: another node must not hear that this one is done
         await self.rendezvous.close()
         left = max(0.0, started + seconds - self.clock())
         # What can't be written in this time the recorder keeps or reports at the exit of the process.
@@ -291,6 +295,10 @@ class Sessions:
         """Record a session as it is; `closed` if its figures are final."""
         live.noted = live.counted
         self._recorder.record(live.record(self.clock(), closed))
+
+    def safe(self, live: LiveSession) -> Awaitable[None]:
+        """Returns when what was noted of a session outlives this process."""
+        return asyncio.wrap_future(self._recorder.safe(live.session.uuid))
 
     def _checkpoint(self) -> None:
         """Record what has changed of the sessions that live: a slice now, the others over the interval."""

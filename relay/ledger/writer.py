@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
@@ -58,8 +59,9 @@ class Ledger:
     dead nodes left: their spools on this host, and their live rows (see `heart`). The other way round, a node
     that can't reach the database for `RELAY_NODE_LOST_SECONDS` is dead for the others, and what the database
     knows as live is closed there. So the line of such a session is printed only when its row is: until then
-    it waits in the spool, and is printed by who replays that. A session that the database has never heard of
-    is this process's alone: its line is printed as soon as the record is on the disk.
+    it waits in the spool, and is printed by who replays that. So does the line of a session across two nodes,
+    which the other one may close. A session of this node that the database has never heard of is this
+    process's alone: its line is printed as soon as the record is on the disk.
 
     The thread starts with `start` or the first record and ends in `close`, or at the exit of the process,
     which waits `RELAY_LEDGER_EXIT_SECONDS` for it at most.
@@ -99,6 +101,7 @@ class Ledger:
         self._giving_up = False
         self._flushing = False
         self._lines_due: set[UUID] = set()  # closed, and not printed yet
+        self._to_tell: list[tuple[UUID, Future[None]]] = []  # who asked when a session is safe
 
         # Of the writer thread alone; what others read is replaced, never changed:
         self._batch: dict[UUID, SessionRecord] = {}
@@ -141,6 +144,25 @@ class Ledger:
             self._start()
         if record.closed and not wait:
             self._lines.put(record)
+
+    def safe(self, session: UUID) -> "Future[None]":
+        """Done when what was recorded of `session` is in the database or the spool. Any thread may ask."""
+        future: Future[None] = Future()
+        with self._changed:
+            if session in self._waiting or session in self._batch:
+                self._to_tell.append((session, future))
+                return future
+        future.set_result(None)
+        return future
+
+    def _tell_what_is_safe(self) -> None:
+        with self._changed:
+            unsafe = self._waiting.keys() | self._batch.keys() if self._to_tell else set()
+            safe = [future for session, future in self._to_tell if session not in unsafe]
+            self._to_tell = [(session, future) for session, future in self._to_tell if session in unsafe]
+        for future in safe:
+            if future.set_running_or_notify_cancel():
+                future.set_result(None)
 
     @property
     def unwritten(self) -> int:
@@ -206,9 +228,9 @@ class Ledger:
     def _close_at_exit(self) -> None:
         self.close(self._exit_seconds)
 
-    def _is_anyones(self, session: UUID) -> bool:
+    def _is_anyones(self, record: SessionRecord) -> bool:
         """Whether another node may close the session, should it take this one for dead."""
-        return bool(self._node) and session in self._known
+        return bool(self._node) and (record.across_nodes or record.session_uuid in self._known)
 
     def _save_what_waits(self) -> None:
         """At the end, when the writer hangs in the database: what it still has goes to a spool of its own."""
@@ -219,7 +241,7 @@ class Ledger:
             due = self._due_of(records)
         if self._spool is not None:
             spool = Spool(self._spool.folder, self._node or "ledger", self._settings.spool_bytes)
-            anyones = {uuid for uuid in due if self._is_anyones(uuid)}
+            anyones = {uuid for uuid in due if self._is_anyones(records[uuid])}
             with suppress(OSError):
                 kept = spool.append([Entry(record, uuid in anyones) for uuid, record in records.items()])
                 due -= anyones & kept
@@ -253,6 +275,7 @@ class Ledger:
                 self._batch = {}
                 self._written = self._taken
                 self._changed.notify_all()
+        self._tell_what_is_safe()
 
     @property
     def _spool_helps(self) -> bool:
@@ -338,7 +361,7 @@ class Ledger:
             if own:
                 self._known |= live
             with self._deadline:
-                to_print = replay.write(batch, self._using, own=own)
+                to_print = replay.write(batch, self._using, tried=own and self._failures > 0)
             self._print(to_print)
             if own:
                 self._known -= {e.record.session_uuid for e in batch} - live
@@ -354,7 +377,7 @@ class Ledger:
     def _put_into_spool(self) -> None:
         """Get what can't be written now onto the disk and out of memory."""
         records, due = self._batch, self._due_of(self._batch)
-        anyones = {uuid for uuid in due if self._is_anyones(uuid)}
+        anyones = {uuid for uuid in due if self._is_anyones(records[uuid])}
         if self._spool is None:
             self._print([records[uuid] for uuid in due - anyones])
             return

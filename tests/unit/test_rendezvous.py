@@ -118,14 +118,6 @@ async def test_sessions_of_other_ids_have_nothing_to_do_with_each_other(store, s
     ).session
 
 
-async def test_only_the_first_to_claim_a_session_closes_it(store):
-    session = uuid4()
-    claims = [await store.claim(session)]
-    if isinstance(store, RedisRendezvous):  # in memory there is nobody else
-        claims.append(await store.claim(session))
-    assert claims == [True, False][: len(claims)]
-
-
 @pytest.mark.parametrize("subject", ["ünïcode", "\ud800", "", "\0"])
 async def test_any_subject_can_be_told_from_another(store, session_id, subject):
     old = await store.join(session_id, arrival(subject, Role.CLIENT))
@@ -138,8 +130,6 @@ async def test_a_store_that_can_not_be_reached_is_away():
     store = RedisRendezvous(f"redis://127.0.0.1:{free_port()}/0", NODE_SECONDS, answer_seconds=1)
     with pytest.raises(Away):
         await store.join("s", arrival())
-    with pytest.raises(Away):
-        await store.claim(uuid4())
     with pytest.raises(RedisError):
         await store.check()
     await store.close()
@@ -274,5 +264,4 @@ async def test_the_keys_of_each_script_are_in_one_slot_of_a_cluster(session_id):
             await store.join(name, arrival("bob"))
             assert (await store.join(name, arrival("alice", Role.CLIENT))).replaced == old.session
         await store._tick()
-        assert await store.claim(old.session)
         await store.close()
