@@ -119,6 +119,7 @@ class RemoteLink:
         self._last_of_peer = 0  # the number of its last batch, known with its end
         self._peer_knows = False  # this side's end, and has all that was sent before
         self._waits_for_record = waits_for_record
+        self._has_let_go = False  # the other side was told that this one needs nothing more of it
         self._is_settled = False
 
         # What the next message has to carry, frames aside.
@@ -351,8 +352,10 @@ class RemoteLink:
                 if not await self._send_one(batch):
                     await asyncio.sleep(RETRY_SECONDS)
             if self._is_settled and self._peer_knows and self._lets_go:
-                self._ends.finished()
-                return
+                if self._has_let_go:
+                    self._ends.finished()
+                    return
+                self._answer()
 
     async def _send_one(self, batch: Batch | None) -> bool:
         message = self._message(batch)
@@ -368,6 +371,7 @@ class RemoteLink:
             self._answer()
             return False
         self._pulse.sent(self._clock())
+        self._has_let_go = "knows_end" in message
         return True
 
     def _message(self, batch: Batch | None) -> Message:

@@ -70,6 +70,7 @@ async def test_text_that_is_not_utf8_ends_the_session(relay, session_id):
 )
 async def test_frames_that_break_the_protocol_end_the_session(relay, session_id, head):
     async with RawClient(relay, session_id) as client, connect(relay, session_id) as server:
+        await relay.paired(session_id)
         await client.raw(head + b"\x00\x00\x00\x00")
         assert (await client.close_frame())[0] == 1002
         assert (await closed(server))[0] == 4410
