@@ -8,7 +8,7 @@ import pytest
 
 from relay.closing import Close, CloseReason
 from relay.roles import Role
-from tests.unit.two_nodes import EXCHANGED, ONE_WAY_SECONDS, Pair, counts, layer, over
+from tests.unit.two_nodes import EARLIER, EXCHANGED, ONE_WAY_SECONDS, OPENER, Pair, counts, layer, over
 from tests.unit.virtual import virtually
 
 __all__ = ["layer"]
@@ -31,6 +31,7 @@ async def test_both_nodes_record_what_was_delivered_and_how_it_ended(layer):
     assert (record.reason, record.waiting_ms, record.owned) == ("peer_left", 2001, True)
     assert record.paired_ms == pytest.approx(100, abs=20)
     assert pair.other.book.ends == []
+    assert {record.owned for record in pair.other.book.records} == {False}
     for book, received, socket in (
         (pair.owner.book, (3, 300), pair.socket),
         (pair.other.book, (2, 5), pair.peer_socket),
@@ -46,8 +47,7 @@ async def test_both_nodes_record_what_was_delivered_and_how_it_ended(layer):
 @virtually
 async def test_the_times_of_a_pair_are_those_of_the_node_where_the_first_leg_came(layer):
     pair = await Pair(layer).meet()
-    assert pair.peer_leg.live.node == pair.leg.live.node
-    assert pair.peer_leg.live.started_at == pair.leg.live.started_at
+    assert (pair.peer_leg.live.node, pair.peer_leg.live.started_at) == (OPENER, EARLIER)
     opened = [leg.live.session.opened_at for leg in (pair.leg, pair.peer_leg)]
     assert opened[1] == pytest.approx(opened[0] + ONE_WAY_SECONDS)
 
@@ -104,6 +104,18 @@ async def test_both_legs_may_leave_at_once_and_the_reason_of_the_owner_stands(la
     assert pair.other.book.ends == []
     assert pair.owner.knows_nothing
     assert pair.other.knows_nothing
+
+
+@virtually
+async def test_a_session_ends_once_and_its_first_reason_stands(layer):
+    pair = await Pair(layer).meet()
+    pair.leave()
+    pair.leave(Close.because(CloseReason.PEER_LOST))
+    pair.owner.sessions.end(pair.leg, Close.because(CloseReason.CLOSED_BY_OPERATOR))
+    await until(lambda: pair.owner.knows_nothing and pair.other.knows_nothing)
+    assert pair.peer_leg.over.result() == Close.by_peer(4321, "done")
+    assert [end.reason for end in pair.owner.book.ends] == ["peer_left"]
+    assert pair.owner.book.leg.close_code == 4321
 
 
 # Nothing after the end
@@ -306,7 +318,7 @@ async def test_if_the_owner_is_killed_before_its_record_is_safe_the_other_writes
     assert took <= LINK_SECONDS / 2 + 2
     (record,) = pair.other.book.ends
     assert (record.reason, *counts(record)) == ("peer_left", *EXCHANGED)
-    assert (record.owned, record.node, record.account_id) == (True, pair.leg.live.node, None)
+    assert (record.owned, record.node, record.started_at) == (True, OPENER, EARLIER)
 
 
 @virtually
@@ -318,7 +330,7 @@ async def test_the_other_node_keeps_its_own_record_until_that_is_safe(layer):
     pair.peer_leaves()
     await asyncio.sleep(10 * LINK_SECONDS)
     assert len(pair.other.book.ends) == 1
-    assert not pair.other.knows_nothing
+    assert pair.other.sessions._remote, "else it would say that it's done"
     pair.other.book.works_again()
     await until(lambda: pair.other.knows_nothing)
     assert len(pair.other.book.ends) == 1
@@ -385,6 +397,26 @@ async def test_a_drain_delivers_what_was_taken_and_both_hear_to_come_back(layer,
     assert (record.reason, *counts(record)) == ("restarting", 1, 5, 1, 9)
     assert pair.owner.knows_nothing
     assert pair.other.knows_nothing
+
+
+@virtually
+async def test_a_drain_waits_for_what_the_readers_of_both_legs_have_in_hand(layer):
+    pair = await Pair(layer).meet()
+    reader = pair.leg.reader = asyncio.create_task(asyncio.Event().wait())
+    pair.leg.idle = pair.peer_leg.idle = False
+    assert not pair.owner.sessions._nothing_under_way()
+    await asyncio.sleep(1)
+    assert not any("drains" in message for message in pair.owner.sent)
+    assert not reader.cancelling()
+    pair.leg.idle = True
+    pair.owner.sessions._nothing_under_way()
+    assert reader.cancelling(), "it takes nothing more"
+    await asyncio.sleep(5)
+    assert not pair.peer_leg.over.done()
+    assert len(pair.other.sessions._tasks) == 1, "it's told again and again, and waits once"
+    pair.peer_leg.idle = True
+    await until(lambda: pair.owner.knows_nothing and pair.other.knows_nothing)
+    assert [end.reason for end in pair.owner.book.ends] == ["restarting"]
 
 
 @pytest.mark.parametrize("drains", ["owner", "other"])

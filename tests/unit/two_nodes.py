@@ -8,6 +8,7 @@ import asyncio
 import copy
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +30,10 @@ Message = dict[str, Any]
 
 ONE_WAY_SECONDS = 0.001
 """How long a message takes from one node to the other."""
+
+
+OPENER, EARLIER = "opener:1:1", datetime(2026, 11, 3, 12, tzinfo=UTC)
+"""The node where the first leg of a `Pair` came, and when it did."""
 
 
 class Book:
@@ -230,6 +235,8 @@ class Pair:
         """Both legs join, and know of each other."""
         accounts = {Role.CLIENT: account_of_client, Role.SERVER: account_of_server}
         self.leg, self.socket = await self.owner.join("room", opens, "alice", accounts[opens])
+        # Both nodes are this process, and this takes no time.
+        self.leg.live.node, self.leg.live.started_at = OPENER, EARLIER
         await asyncio.sleep(2)  # one waits for the other
         role = opens.other
         self.peer_leg, self.peer_socket = await self.other.join("room", role, "bob", accounts[role])
