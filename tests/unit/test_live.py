@@ -8,7 +8,7 @@ import pytest
 
 from relay.closing import Close, CloseReason
 from relay.grants import Grant
-from relay.live import Leg, LiveSession, Port
+from relay.live import Leg, LiveSession, Port, now_utc
 from relay.roles import Role
 from relay.session import Session
 
@@ -41,6 +41,20 @@ async def test_the_clients_account_is_billed_whoever_came_first(accounts, billed
     by_role = dict(zip(Role, accounts, strict=True))
     live = seated(first, first.other, accounts=(by_role[first], by_role[first.other]))
     assert live.record(1.0, closed=False).account_id == billed
+
+
+async def test_the_curve_of_traffic_begins_when_the_first_leg_came():
+    live = seated(*Role)
+    live.session.pair(Role.SERVER, 5.0)
+    up, down = live.meters[Role.CLIENT], live.meters[Role.SERVER]
+    up.nbytes, down.nbytes = 10, 20
+    assert live.record(6.0, closed=False).traffic == ()
+    up.nbytes = 30
+    live.session.end(DONE, 8.0)
+    live.ended_at = now_utc()
+    record = live.record(9.0, closed=True)
+    assert record.traffic == ((6000, 10, 20), (8000, 30, 20))
+    assert (record.waiting_ms, record.paired_ms, record.timestamp) == (5000, 3000, live.ended_at)
 
 
 class Waits:
