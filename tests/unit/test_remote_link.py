@@ -364,7 +364,11 @@ async def test_half_a_window_that_was_taken_is_told_before_its_batch_is_through(
     """Else a sender whose window is smaller than its batch would wait for a receiver that waits for it."""
     side = await Side().meet()
     side.takes = 2
+    side.reads.clear()
     side.hear(number=1, frames=[bytes(WINDOW // 4), bytes(WINDOW // 4), b"waits"])
+    await asyncio.sleep(10 * ACK_SECONDS)
+    assert side.last["delivered"] == [0, 0]
+    side.reads.set()
     await asyncio.sleep(10 * ACK_SECONDS)
     assert side.last["delivered"] == [2, WINDOW // 2]
     assert side.link.delivering
@@ -417,10 +421,12 @@ async def test_what_is_received_after_this_sides_end_is_not_delivered_and_yet_ac
 @virtually
 async def test_the_other_sides_end_counts_when_all_that_it_sent_before_is_delivered():
     side = await Side().meet()
-    side.reads.clear()
     side.hear(number=1, frames=["one"], **ends_with(DONE, last=2))
     await asyncio.sleep(0.01)
     assert "knows_end" not in side.last
+    assert side.received == ["one"]
+    assert side.told == [], "the second one is missing"
+    side.reads.clear()
     # Whatever else it says later.
     side.hear(number=2, frames=["two"], **ends_with(Close.because(CloseReason.STALLED), last=9))
     await asyncio.sleep(0.01)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from unittest.mock import AsyncMock
 from uuid import UUID, uuid4
 
 import pytest
@@ -153,6 +154,27 @@ async def nodes(redis_url) -> AsyncIterator[list[RedisRendezvous]]:
         await store.close()
 
 
+async def known(redis: Redis, session_id: str) -> None:
+    """Nothing of this session id settles, however long a lifetime is."""
+    of_bucket, settling = _bucket_keys(_bucket(session_id))
+    await redis.set(of_bucket, 1)
+    await redis.delete(settling)
+
+
+@pytest.fixture
+async def calm(redis_url) -> AsyncIterator[Callable[[float], RedisRendezvous]]:
+    """Makes stores with longer lifetimes, for what must hold on a machine that stands still for a moment."""
+    stores = []
+
+    def make(node_seconds: float) -> RedisRendezvous:
+        stores.append(RedisRendezvous(redis_url, node_seconds, answer_seconds=5))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        await store.close()
+
+
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(DEADLINE):
         while not await condition():  # noqa: ASYNC110 - another process decides
@@ -170,7 +192,9 @@ async def test_a_join_that_is_sent_twice_gives_the_same_place(nodes, session_id,
 
 @pytest.mark.parametrize("sent", [False, True], ids=["before its script is sent", "after that"])
 @pytest.mark.parametrize("opens", [True, False])
-async def test_a_join_that_is_cancelled_leaves_no_seat_behind(nodes, session_id, redis, opens, sent):
+async def test_a_join_that_is_cancelled_leaves_no_seat_behind(calm, session_id, redis, opens, sent):
+    nodes = [calm(60.0), calm(60.0)]  # longer than this waits: no seat expires
+    await known(redis, session_id)
     if not opens:
         waiting = await nodes[1].join(session_id, arrival())
     script, reached = nodes[0]._join, asyncio.Event()
@@ -207,7 +231,9 @@ async def no_seat(redis: Redis, session_id: str) -> bool:
     return not await redis.exists(*_seat_keys(session_id))
 
 
-async def test_who_withdraws_from_a_pair_leaves_the_place_to_another(nodes, session_id, redis):
+async def test_who_withdraws_from_a_pair_leaves_the_place_to_another(calm, session_id, redis):
+    nodes = [calm(60.0), calm(60.0)]  # none renews its seats meanwhile
+    await known(redis, session_id)
     first = await nodes[0].join(session_id, arrival())
     second = arrival()
     await nodes[1].join(session_id, second)
@@ -233,27 +259,6 @@ async def what_happens_to(redis: Redis, key: str) -> AsyncIterator[list[str]]:
         await redis.publish(channel, "the end")
         while (message := await pubsub.get_message(timeout=DEADLINE))["data"] != "the end":
             seen.append(message["data"])
-
-
-async def known(redis: Redis, session_id: str) -> None:
-    """Nothing of this session id settles, however long a lifetime is."""
-    of_bucket, settling = _bucket_keys(_bucket(session_id))
-    await redis.set(of_bucket, 1)
-    await redis.delete(settling)
-
-
-@pytest.fixture
-async def calm(redis_url) -> AsyncIterator[Callable[[float], RedisRendezvous]]:
-    """Makes stores with longer lifetimes, for what must hold on a machine that stands still for a moment."""
-    stores = []
-
-    def make(node_seconds: float) -> RedisRendezvous:
-        stores.append(RedisRendezvous(redis_url, node_seconds, answer_seconds=5))
-        return stores[-1]
-
-    yield make
-    for store in stores:
-        await store.close()
 
 
 async def test_a_seat_is_renewed_before_it_expires_for_as_long_as_its_node_lives(calm, session_id, redis):
@@ -353,15 +358,76 @@ async def test_a_session_that_has_lost_its_place_hears_of_it(nodes, session_id):
     await until(has_heard)
 
 
-async def test_a_session_that_ends_while_it_is_renewed_leaves_no_seat_behind(nodes, session_id, redis):
-    placement = await nodes[0].join(session_id, arrival())
+async def test_a_session_that_ends_while_it_is_renewed_leaves_no_seat_behind(calm, session_id, redis):
+    """Also where its seat is freed first and taken again after that."""
+    store = calm(60.0)  # longer than this waits
+    await known(redis, session_id)
+    placement = await store.join(session_id, arrival())
+    refresh = store._refresh
+
+    async def after_its_end(keys: list[str], arguments: list[object], client: object) -> None:
+        store.end(session_id, placement.session)
+        await until(lambda: no_seat(redis, session_id))
+        await refresh(keys, arguments, client=client)
+
+    store._refresh = after_its_end
+    for seat in store._seats.values():
+        seat.due = 0
+    await store._tick()
+    await until(lambda: nothing_to_free(store))
+    assert await no_seat(redis, session_id)
+
+
+async def test_a_renewal_that_fails_is_due_still(calm, session_id, redis, monkeypatch):
+    store = calm(60.0)
+    await known(redis, session_id)
+    await store.join(session_id, arrival())
+    ((leg, seat),) = store._seats.items()
+    seat.due = 5.0
+
+    async def fail(*_: object, **__: object) -> None:
+        raise RedisError("away")
+
+    monkeypatch.setattr(store, "_refresh", AsyncMock())
+    monkeypatch.setattr("redis.asyncio.client.Pipeline.execute", fail)
+    with pytest.raises(RedisError):
+        await store._renew_lot([(leg, seat)], 1000.0)
+    assert seat.due == 5.0
+
+
+async def test_a_seat_is_not_taken_again_where_another_session_has_come(calm, session_id, redis):
+    nodes, superseded = [calm(60.0), calm(60.0)], []
+    nodes[0].on_superseded = superseded.append
+    await known(redis, session_id)
+    client, server = _seat_keys(session_id)
+    old = await nodes[0].join(session_id, arrival("alice", Role.CLIENT))
+    await redis.delete(client)
+    new = await nodes[1].join(session_id, arrival("bob", Role.SERVER))
+    assert new.session != old.session
     for seat in nodes[0]._seats.values():
         seat.due = 0
-    renewing = asyncio.ensure_future(nodes[0]._tick())
-    await asyncio.sleep(0)
-    nodes[0].end(session_id, placement.session)
-    await renewing
-    await until(lambda: no_seat(redis, session_id))
+    await nodes[0]._tick()
+    assert superseded == [old.session]
+    assert not await redis.exists(client)
+    assert await redis.exists(server)
+
+
+@pytest.mark.parametrize("forgotten", [False, True], ids=["its node died", "and Redis came back empty"])
+async def test_who_comes_to_half_of_a_pair_opens_a_session_of_its_own(calm, session_id, redis, forgotten):
+    nodes, keys = [calm(60.0), calm(60.0)], _seat_keys(session_id)
+    await known(redis, session_id)
+    old = await nodes[0].join(session_id, arrival())
+    await nodes[1].join(session_id, arrival("bob"))
+    nodes[0].paired(old.session)
+    await redis.delete(keys[1])
+    if forgotten:
+        await redis.delete(keys[0])
+        for seat in nodes[0]._seats.values():
+            seat.due = 0
+        await nodes[0]._tick()
+        assert await redis.exists(keys[0])
+    new = await nodes[1].join(session_id, arrival("carol"))
+    assert (new.replaced, new.peer, new.role) == (old.session, None, Role.CLIENT)
 
 
 async def test_who_comes_back_at_once_does_not_find_the_session_that_has_just_ended(nodes, session_id):
