@@ -63,7 +63,7 @@ class RelayConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels ha
             # then ends the process, perhaps by a signal, which runs no exit handler. So a leg's application
             # does not end before its session's record is on the disk. Our own server drains by itself.
             if leg.port.connection is None:
-                await self.sessions.safe(leg)
+                await self.sessions.saved(leg)
 
     async def _serve(self, leg: sessions.Leg, receive: Receive) -> None:
         """Carry the frames of a leg that has its place, until its session ends."""

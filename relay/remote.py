@@ -1,12 +1,28 @@
 """A session whose peer is on another node: what its link tells, and who writes its record.
 
-Each node counts what it delivers. The node of the first leg owns the record, and writes it when it has the
-other node's final count. Where that can't be had because a node died, whoever is left claims the record in
-the rendezvous and writes it with what was told last; so there is one closing of it, whoever comes back later.
+Each node counts what it delivers. The node of the first leg, the owner, writes the record when it has the
+other node's final count; the other node keeps all it would take to write the record until it's told that the
+owner's is safe, in the database or on the owner's disk. Where the owner says nothing any more, the other node
+writes it, with what it was told last. Nobody asks for the right to: the row in the database is the only
+judge. Whoever ends it first has ended it, its line is printed by who did, and what a later one counted beyond
+it is a record of its own (`relay.ledger.replay`). So, wherever a process is killed:
+
+- The owner before it has recorded, or with the record in its memory alone: it hasn't told that it's safe. The
+  other node asks on, gets no answer, and writes.
+- The owner with its record safe, before it has told so: the other node writes, too, and changes nothing, but
+  for what the owner could not know.
+- The owner after it has told so: its row has ended, or its spool is replayed.
+- The other node, at any time: the owner gets no answer, and writes what it was told last.
+- Both: the row is closed as `node_lost`, with the last checkpoint.
+
+While Redis is away nothing goes out, so nobody counts as dead, and both wait. While the database is away
+records are safe in the spool. Their line waits with them, as the other node may be first to end the row.
+Where there is no spool either, both nodes wait for the database. A node that was taken for dead and lives
+hears that the other one is done, and writes what it has: late, and counted once.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -16,7 +32,6 @@ from relay.ledger.records import iso
 from relay.links.exchange import Exchange
 from relay.links.remote import RemoteLink
 from relay.live import LiveSession
-from relay.rendezvous import Away, Rendezvous
 
 DRAIN_POLL_SECONDS = 0.05
 """Between two looks at whether all is delivered while a node drains: once in its life, so it may be plain."""
@@ -26,7 +41,6 @@ class Home(Protocol):
     """What a remote session needs of the sessions of its process."""
 
     settings: conf.RelaySettings
-    rendezvous: Rendezvous
     clock: Callable[[], float]
 
     def end_session(self, live: LiveSession, close: Close) -> None:
@@ -34,6 +48,9 @@ class Home(Protocol):
 
     def note(self, live: LiveSession, closed: bool = False) -> None:
         """Record a session as it is; `closed` if its figures are final."""
+
+    def safe(self, live: LiveSession) -> Awaitable[None]:
+        """Returns when what was noted of a session outlives this process."""
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work` in the background."""
@@ -52,9 +69,10 @@ class RemoteSession:
         self._live = live
         self._leg = leg
         self._draining = False
-        self._claiming = False
-        self._recorded = not live.owned  # nothing is left for this node to record
-        self._finished = False
+        self._met = False
+        self._recorded = False  # by this node, as closed
+        self._safe = False  # that record
+        self._alone = False  # nobody has to be told that it is
         hello: dict[str, Any] = {
             "session_id": live.session.session_id,
             "channel": exchange.channel,
@@ -79,6 +97,7 @@ class RemoteSession:
             max_message_bytes=settings.max_message_bytes,
             link_seconds=settings.link_seconds,
             clock=home.clock,
+            waits_for_record=live.owned,
         )
 
     def drain(self) -> None:
@@ -104,6 +123,7 @@ class RemoteSession:
     def met(self, hello: dict[str, Any]) -> None:
         """The peers may send now."""
         live, leg = self._live, self._leg
+        self._met = True
         live.accounts[leg.role.other] = hello["account"]
         if not live.owned:
             live.node = hello["node"]
@@ -135,61 +155,50 @@ class RemoteSession:
 
     def settled(self) -> None:
         """Both counts are final."""
-        if not self._recorded:
-            self._claim(exact=True)
+        if self._live.owned:
+            self._record()
 
     def finished(self) -> None:
-        """Both nodes know all."""
-        self._finished = True
+        """Both nodes know all, and the record is safe."""
         self.link.close()
-        self._forget_if_done()
+        self._home.forget(self._live)
 
     def gone(self) -> None:
-        """The other node is done with this session: it has recorded it if it was to."""
-        if self._recorded:
-            self.finished()
+        """The other node is done with this session: what it has recorded is safe, and perhaps not all.
+
+        Unless they never met: then it has recorded that nobody came.
+        """
+        if self._met:
+            self._record_alone()
         else:
-            self._claim()
+            self.finished()
 
     def unanswered(self) -> None:
-        """The other node is dead: it's for this one to record the session, unless it comes too late."""
-        self._claim()
+        """The other node is dead, as far as can be told: it's for this one to see to the record."""
+        self._record_alone()
 
     def give_up(self) -> None:
-        """This process ends: record what is known."""
-        self.link.close()
-        if not self._recorded:
-            self._recorded = True
-            self._home.note(self._live, closed=True)
+        """This process ends: record what is known. The link goes on, and tells once that is safe."""
+        if self._live.owned:
+            self._record()
 
-    def _claim(self, exact: bool = False) -> None:
-        if not self._claiming:
-            self._claiming = True
-            self._home.start(self._record(exact))
-
-    async def _record(self, exact: bool) -> None:
-        live = self._live
-        try:
-            first = await self._home.rendezvous.claim(live.session.uuid)
-        except Away:
-            if not (exact and live.owned):
-                # Perhaps the other node wasn't dead but out of reach: it's asked again.
-                self._claiming = False
-                self.link.ask_again()
-                return
-            first = True
-        self._recorded = True
-        if first:
-            live.owned = True
-            self._home.note(live, closed=True)
-        elif live.owned:
-            live.owned = False  # the other node has closed it
-            self._home.note(live)
-        if exact:
-            self._forget_if_done()
-        else:
+    def _record_alone(self) -> None:
+        self._alone = True
+        if self._safe:
             self.finished()
+        else:
+            self._record()
 
-    def _forget_if_done(self) -> None:
-        if self._finished and self._recorded:
-            self._home.forget(self._live)
+    def _record(self) -> None:
+        if not self._recorded:
+            self._recorded = self._live.owned = True
+            self._home.note(self._live, closed=True)
+            self._home.start(self._see_it_safe())
+
+    async def _see_it_safe(self) -> None:
+        await self._home.safe(self._live)
+        self._safe = True
+        if self._alone:
+            self.finished()
+        else:
+            self.link.recorded()

@@ -9,7 +9,8 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,14 +65,14 @@ class Recorder(Protocol):
     def record(self, record: SessionRecord) -> None:
         """Take note of a session as it is now; never blocks, never fails for want of a database."""
 
-    def when_safe(self, session: UUID, tell: Callable[[], None]) -> None:
-        """Have `tell()` called, from any thread, when what was recorded of a session is on the disk."""
-
     def close(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until everything recorded is written; whether it is. Blocks.
 
         What could not be written by then is saved elsewhere, or counted in an error line.
         """
+
+    def safe(self, session: UUID, *, printed: bool = False) -> "Future[None]":
+        """Done when what was recorded of `session` outlives this process, and its line is `printed`."""
 
     @property
     def spool_error(self) -> str:
@@ -201,13 +202,13 @@ class Sessions:
         left = max(0.0, started + seconds - self.clock())
         await self._until(lambda: not (self._remote or self._tasks), left / 2)
         for remote in list(self._remote.values()):
-            remote.give_up()
+            remote.give_up()  # its link goes on: another node must not hear that this one is done
         await self.rendezvous.close()
         left = max(0.0, started + seconds - self.clock())
         # Not left to the exit of the process: a server that ends itself by a signal has none.
         await asyncio.to_thread(self._recorder.close, left)
 
-    async def safe(self, leg: Leg) -> None:
+    async def saved(self, leg: Leg) -> None:
         """Returns when what is known of the session of `leg` is on the disk, or after `SAFE_SECONDS`.
 
         Also where the server cancels the caller meanwhile, even again and again: the cancelling goes on
@@ -222,11 +223,11 @@ class Sessions:
             if not safe.done():
                 safe.set_result(None)
 
-        def tell() -> None:
+        def tell(_: "Future[None]") -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
                 loop.call_soon_threadsafe(is_safe)
 
-        self._recorder.when_safe(leg.session_uuid, tell)
+        self._recorder.safe(leg.session_uuid, printed=True).add_done_callback(tell)
         deadline = loop.time() + SAFE_SECONDS
         cancelled: asyncio.CancelledError | None = None
         while not safe.done() and (left := deadline - loop.time()) > 0:
@@ -355,6 +356,10 @@ class Sessions:
         """Record a session as it is; `closed` if its figures are final."""
         live.noted = live.counted
         self._recorder.record(live.record(self.clock(), closed))
+
+    def safe(self, live: LiveSession) -> Awaitable[None]:
+        """Returns when what was noted of a session outlives this process."""
+        return asyncio.wrap_future(self._recorder.safe(live.session.uuid))
 
     def _checkpoint(self) -> None:
         """Record what has changed of the sessions that live: a slice now, the others over the interval."""

@@ -128,8 +128,8 @@ def _close_rows(using: str, uuids: list[UUID]) -> list[SessionRecord]:
     return closed
 
 
-def record_of(row: RelaySession, moment: datetime) -> SessionRecord:
-    """What `row` says of a session that is closed as `node_lost` at `moment`; without its legs."""
+def record_of(row: RelaySession, moment: datetime, reason: str = CloseReason.NODE_LOST) -> SessionRecord:
+    """What `row` says of a session that is closed for `reason` at `moment`; without its legs."""
     return SessionRecord(
         session_uuid=row.session_uuid,
         session_id=row.session_id,
@@ -138,7 +138,7 @@ def record_of(row: RelaySession, moment: datetime) -> SessionRecord:
         started_at=row.started_at,
         paired_at=row.paired_at,
         timestamp=moment,
-        reason=CloseReason.NODE_LOST,
+        reason=reason,
         waiting_ms=milliseconds(row.waiting_seconds),
         paired_ms=milliseconds(row.paired_seconds),
         bytes_client_to_server=row.bytes_client_to_server,

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid5
 
-from relay.closing import MAX_REASON_BYTES
+from relay.closing import MAX_REASON_BYTES, CloseReason
 from relay.models import ADDRESS_LENGTH, NAME_LENGTH, SESSION_ID_LENGTH
+from relay.roles import Role
 from relay.traffic import Point
 
 LINE_FIELDS = (
@@ -128,6 +129,11 @@ class SessionRecord:
         return self.timestamp is not None
 
     @property
+    def across_nodes(self) -> bool:
+        """Whether another node has its other leg, and may close it, too."""
+        return self.paired_at is not None and len(self.legs) < len(Role)
+
+    @property
     def waiting_seconds(self) -> float:
         return self.waiting_ms / 1000
 
@@ -176,17 +182,18 @@ COUNTED = (
 
 
 def rest_of(record: SessionRecord, settled: SessionRecord) -> SessionRecord | None:
-    """What `record` says beyond `settled`, as which others have closed the session of a node they lost.
+    """What `record` says beyond `settled`, as which others have closed the session.
 
     A record of its own, since a closed one never changes: with the differences, and a UUID that follows from
     the session's (version 5, RFC 9562 section 5.5), so that telling it twice makes no second one. None if
-    there is nothing to tell.
+    there is nothing to tell: where nothing more was counted, how the session of a lost node really ended is.
     """
     more = {
         name: max(0, getattr(record, name) - getattr(settled, name))
         for name in (*COUNTED, "waiting_ms", "paired_ms")
     }
-    if not record.closed and not any(more[name] for name in COUNTED):
+    ends_what_was_lost = record.closed and settled.reason == CloseReason.NODE_LOST
+    if not ends_what_was_lost and not any(more[name] for name in COUNTED):
         return None
     uuid = uuid5(record.session_uuid, "after node_lost")
     return replace(record, session_uuid=uuid, legs=(), traffic=(), **more)

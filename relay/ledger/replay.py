@@ -10,7 +10,6 @@ from uuid import UUID
 
 from django.db import DataError, IntegrityError
 
-from relay.closing import CloseReason
 from relay.ledger import nodes, rows
 from relay.ledger.records import SessionRecord, rest_of
 from relay.ledger.spool import Entry, abandoned, merge_entries, read, spools
@@ -24,7 +23,7 @@ UNSTORABLE = (DataError, IntegrityError, ValueError, TypeError, OverflowError)
 
 SIDES = ("client_to_server", "server_to_client")
 figures = attrgetter("reason", *(f"{what}_{side}" for what in ("bytes", "frames") for side in SIDES))
-"""How a session ended and what passed, of a record or a row: equal where both nodes knew both counts."""
+"""How a session ended and what passed, of a record or a row."""
 
 log = logging.getLogger("relay.ledger")
 
@@ -40,16 +39,16 @@ def batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield list(batch.values())
 
 
-def write(batch: list[Entry], using: str, *, own: bool) -> list[SessionRecord]:
+def write(batch: list[Entry], using: str, *, tried: bool) -> list[SessionRecord]:
     """Write a batch to the database; gives the records whose lines are now to be printed.
 
     A line is due with the write that ends the row: so it's printed once, however often a spool is replayed.
-    `own` entries are of this process, which knows what it has printed: where an earlier attempt has ended the
-    row as told and only the answer got lost, the line is due as well.
+    Where the entries were `tried` before by this process, which knows what it has printed, and that attempt
+    has ended the row as told and only the answer got lost, the line is due as well.
 
-    A session that others have closed as `node_lost` meanwhile, taking its node for dead: what it has come to
-    beyond that is a record of its own. A record that can't be stored is reported with its content and left
-    out. Raises what the database raises.
+    A session that others have closed meanwhile, taking its node for dead: what it has come to beyond that is
+    a record of its own. A record that can't be stored is reported with its content and left out. Raises what
+    the database raises.
     """
     had_ended = _write_rows(batch, using)
     due = [
@@ -63,25 +62,22 @@ def write(batch: list[Entry], using: str, *, own: bool) -> list[SessionRecord]:
         record, row = entry.record, rows_there.get(entry.record.session_uuid)
         if row is None or row.timestamp is None:
             continue
-        if (row.timestamp, row.reason) == (record.timestamp, record.reason):
-            if own and entry.line_due:
+        if (row.timestamp, figures(row)) == (record.timestamp, figures(record)):
+            if tried and entry.line_due:
                 due.append(record)
-        elif row.reason == CloseReason.NODE_LOST:
-            more = rest_of(record, nodes.record_of(row, row.timestamp))
-            if more is not None:
-                rest.append(Entry(more, entry.line_due))
-                if record.closed:
-                    log.warning(
-                        "session %s was closed as node_lost while its node could not reach the database; "
-                        "what came after that is recorded as session %s",
-                        record.session_uuid,
-                        more.session_uuid,
-                    )
-        elif record.closed and figures(row) != figures(record):  # else the same closing, by another clock
-            log.error(
-                "another node has closed a session as %s, and not as this record: %s", row.reason, record
-            )
-    return due + (write(rest, using, own=own) if rest else [])
+            continue
+        more = rest_of(record, nodes.record_of(row, row.timestamp, row.reason))
+        if more is not None:
+            rest.append(Entry(more, entry.line_due))
+            if record.closed:
+                log.warning(
+                    "session %s was closed as %s by others, for whom its node was lost; what they did not "
+                    "know of is recorded as session %s",
+                    record.session_uuid,
+                    row.reason,
+                    more.session_uuid,
+                )
+    return due + (write(rest, using, tried=tried) if rest else [])
 
 
 def _write_rows(batch: list[Entry], using: str) -> set[UUID]:

@@ -48,7 +48,7 @@ def settle(
             done.spools += 1
             dead.add(node_of(path))
             for batch in replay.batches(entries):
-                _print(lines, replay.write(batch, using, own=False))
+                _print(lines, replay.write(batch, using, tried=False))
                 done.replayed += len(batch)
     dead.update(nodes.gone_from(nodes.this_place(), using))
     for settled in nodes.settle_nodes(using, dead):

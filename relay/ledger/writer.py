@@ -5,6 +5,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
@@ -58,8 +59,9 @@ class Ledger:
     dead nodes left: their spools on this host, and their live rows (see `heart`). The other way round, a node
     that can't reach the database for `RELAY_NODE_LOST_SECONDS` is dead for the others, and what the database
     knows as live is closed there. So the line of such a session is printed only when its row is: until then
-    it waits in the spool, and is printed by who replays that. A session that the database has never heard of
-    is this process's alone: its line is printed as soon as the record is on the disk.
+    it waits in the spool, and is printed by who replays that. So does the line of a session across two nodes,
+    which the other one may close. A session of this node that the database has never heard of is this
+    process's alone: its line is printed as soon as the record is on the disk.
 
     The thread starts with `start` or the first record and ends in `close`, or at the exit of the process,
     which waits `RELAY_LEDGER_EXIT_SECONDS` for it at most.
@@ -99,7 +101,8 @@ class Ledger:
         self._giving_up = False
         self._flushing = False
         self._lines_due: set[UUID] = set()  # closed, and not printed yet
-        self._tells: dict[UUID, list[Callable[[], None]]] = {}  # see `when_safe`
+        # Who asked when a session is safe, and whether its line has to be printed, too.
+        self._to_tell: list[tuple[UUID, Future[None], bool]] = []
 
         # Of the writer thread alone; what others read is replaced, never changed:
         self._batch: dict[UUID, SessionRecord] = {}
@@ -143,17 +146,37 @@ class Ledger:
         if record.closed and not wait:
             self._lines.put(record)
 
-    def when_safe(self, session: UUID, tell: Callable[[], None]) -> None:
-        """Have `tell()` called once, from any thread, when what is recorded of `session` is safe.
+    def safe(self, session: UUID, *, printed: bool = False) -> "Future[None]":
+        """Done when what was recorded of `session` is in the database or the spool; perhaps at once.
 
-        It is when the database or the spool has it and what is due of its line is printed; perhaps at once.
-        `tell` must neither block nor fail. Never blocks.
+        With `printed` also what is due of its line is printed by then. Any thread may ask; never blocks.
         """
+        future: Future[None] = Future()
         with self._changed:
-            if session in self._waiting or session in self._batch:
-                self._tells.setdefault(session, []).append(tell)
-                return
-        self._lines.after_these(tell)
+            waits = session in self._waiting or session in self._batch
+            if waits:
+                self._to_tell.append((session, future, printed))
+        if not waits:
+            self._tell(future, printed)
+        return future
+
+    def _tell(self, future: "Future[None]", printed: bool) -> None:
+        def tell() -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_result(None)
+
+        if printed:
+            self._lines.after_these(tell)
+        else:
+            tell()
+
+    def _tell_what_is_safe(self) -> None:
+        with self._changed:
+            unsafe = self._waiting.keys() | self._batch.keys() if self._to_tell else set()
+            safe = [entry for entry in self._to_tell if entry[0] not in unsafe]
+            self._to_tell = [entry for entry in self._to_tell if entry[0] in unsafe]
+        for _, future, printed in safe:
+            self._tell(future, printed)
 
     @property
     def unwritten(self) -> int:
@@ -219,9 +242,9 @@ class Ledger:
     def _close_at_exit(self) -> None:
         self.close(self._exit_seconds)
 
-    def _is_anyones(self, session: UUID) -> bool:
+    def _is_anyones(self, record: SessionRecord) -> bool:
         """Whether another node may close the session, should it take this one for dead."""
-        return bool(self._node) and session in self._known
+        return bool(self._node) and (record.across_nodes or record.session_uuid in self._known)
 
     def _save_what_waits(self) -> None:
         """At the end, when the writer hangs in the database: what it still has goes to a spool of its own."""
@@ -232,7 +255,7 @@ class Ledger:
             due = self._due_of(records)
         if self._spool is not None:
             spool = Spool(self._spool.folder, self._node or "ledger", self._settings.spool_bytes)
-            anyones = {uuid for uuid in due if self._is_anyones(uuid)}
+            anyones = {uuid for uuid in due if self._is_anyones(records[uuid])}
             with suppress(OSError):
                 kept = spool.append([Entry(record, uuid in anyones) for uuid, record in records.items()])
                 due -= anyones & kept
@@ -241,14 +264,7 @@ class Ledger:
                     self._batch = {u: r for u, r in self._batch.items() if u not in kept}
             spool.close()
         self._print([records[uuid] for uuid in due])
-        self._tell_of_the_safe()
-
-    def _tell_of_the_safe(self) -> None:
-        with self._changed:
-            safe = self._tells.keys() - self._waiting.keys() - self._batch.keys()
-            tells = [tell for session in safe for tell in self._tells.pop(session)]
-        for tell in tells:
-            self._lines.after_these(tell)
+        self._tell_what_is_safe()
 
     # From here on: the writer thread.
 
@@ -274,7 +290,7 @@ class Ledger:
                 self._batch = {}
                 self._written = self._taken
                 self._changed.notify_all()
-        self._tell_of_the_safe()
+        self._tell_what_is_safe()
 
     @property
     def _spool_helps(self) -> bool:
@@ -360,7 +376,7 @@ class Ledger:
             if own:
                 self._known |= live
             with self._deadline:
-                to_print = replay.write(batch, self._using, own=own)
+                to_print = replay.write(batch, self._using, tried=own and self._failures > 0)
             self._print(to_print)
             if own:
                 self._known -= {e.record.session_uuid for e in batch} - live
@@ -376,7 +392,7 @@ class Ledger:
     def _put_into_spool(self) -> None:
         """Get what can't be written now onto the disk and out of memory."""
         records, due = self._batch, self._due_of(self._batch)
-        anyones = {uuid for uuid in due if self._is_anyones(uuid)}
+        anyones = {uuid for uuid in due if self._is_anyones(records[uuid])}
         if self._spool is None:
             self._print([records[uuid] for uuid in due - anyones])
             return

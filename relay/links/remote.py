@@ -4,7 +4,8 @@
 delivers) and its clock: when the other side is asked whether it's still there, and when it counts as lost.
 
 A link outlives its legs. When a side ends, its messages carry the close and the final count of what it
-delivered, until it has the other side's, too, and the other side has its own.
+delivered, until it has the other side's, too, and the other side has its own. The side that writes the
+session's record doesn't say that it has the other one's before the record is safe.
 """
 
 import asyncio
@@ -53,7 +54,7 @@ class Ends(Protocol):
         """Both sides have ended, and `RemoteLink.outward` has the other side's final count. Called once."""
 
     def finished(self) -> None:
-        """The other side knows all, too: the link may be closed."""
+        """The other side knows all, too, and the record is safe: the link may be closed."""
 
     def gone(self) -> None:
         """The other node is there and knows nothing of this session any more: its part is done."""
@@ -66,7 +67,8 @@ class RemoteLink:
     """Both directions between one leg of this process and its peer's node.
 
     `inward` counts what is delivered to this leg, `outward` what the other side says of its own. `hello` is
-    what this side says of itself until it's answered. Times are seconds of `clock`, which is the loop's.
+    what this side says of itself until it's answered. With `waits_for_record` the other side isn't let go
+    before `recorded` is called. Times are seconds of `clock`, which is the loop's.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class RemoteLink:
         max_message_bytes: int,
         link_seconds: float,
         clock: Callable[[], float],
+        waits_for_record: bool = False,
     ) -> None:
         self.inward = inward
         self.outward = outward
@@ -115,6 +118,8 @@ class RemoteLink:
         self._close_of_peer: Close | None = None
         self._last_of_peer = 0  # the number of its last batch, known with its end
         self._peer_knows = False  # this side's end, and has all that was sent before
+        self._waits_for_record = waits_for_record
+        self._has_let_go = False  # the other side was told that this one needs nothing more of it
         self._is_settled = False
 
         # What the next message has to carry, frames aside.
@@ -182,9 +187,10 @@ class RemoteLink:
         self._answer()
         self._check_settled()
 
-    def ask_again(self) -> None:
-        """Give the other side as long to answer as at first."""
-        self._pulse.failed()
+    def recorded(self) -> None:
+        """The record that this side writes is safe: the other side may forget what it knows."""
+        self._waits_for_record = False
+        self._answer()
 
     def close(self) -> None:
         """Forget all; what still comes from the other side is a stranger's."""
@@ -345,9 +351,11 @@ class RemoteLink:
                     break
                 if not await self._send_one(batch):
                     await asyncio.sleep(RETRY_SECONDS)
-            if self._is_settled and self._peer_knows and self._has_all:
-                self._ends.finished()
-                return
+            if self._is_settled and self._peer_knows and self._lets_go:
+                if self._has_let_go:
+                    self._ends.finished()
+                    return
+                self._answer()
 
     async def _send_one(self, batch: Batch | None) -> bool:
         message = self._message(batch)
@@ -363,6 +371,7 @@ class RemoteLink:
             self._answer()
             return False
         self._pulse.sent(self._clock())
+        self._has_let_go = "knows_end" in message
         return True
 
     def _message(self, batch: Batch | None) -> Message:
@@ -389,9 +398,14 @@ class RemoteLink:
         if self._close is not None:
             message["from"] = self._exchange.channel
             message["end"] = {**self._close.as_dict(), "last": self._out.last}
-        if self._close_of_peer is not None and self._has_all:
+        if self._close_of_peer is not None and self._lets_go:
             message["knows_end"] = True
         return message
+
+    @property
+    def _lets_go(self) -> bool:
+        """Whether this side needs nothing more of the other one, whose end it knows."""
+        return self._has_all and not self._waits_for_record
 
     def _give_room(self) -> None:
         if self._room is not None and not self._room.done():

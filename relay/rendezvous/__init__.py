@@ -79,9 +79,6 @@ class Rendezvous(Protocol):
         Never waits, so that a session's end is one step; a store that can be away sees to it by itself.
         """
 
-    async def claim(self, session: UUID) -> bool:
-        """Whether the caller is the first to claim the closing of `session`'s record. Raises `Away`."""
-
     async def check(self) -> None:
         """Raises what is wrong if the store can't be asked."""
 

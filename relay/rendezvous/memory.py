@@ -47,10 +47,6 @@ class MemoryRendezvous:
         if entry is not None and entry.session == session:
             del self._entries[session_id]
 
-    async def claim(self, session: UUID) -> bool:
-        """See `Rendezvous.claim`: there is nobody else here."""
-        return True
-
     async def check(self) -> None:
         """See `Rendezvous.check`."""
 

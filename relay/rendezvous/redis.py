@@ -50,9 +50,6 @@ CONNECTIONS = 16
 LOT = 100
 """Seats renewed in one round trip: about a millisecond of work for the node."""
 
-CLAIM_SECONDS = 24 * 3600
-"""How long it's remembered who closed a record: longer than any node can be held up and come back."""
-
 _KNOWN = """
 -- KEYS: known, settling. ARGV: milliseconds to settle. Gives 1 while the bucket settles.
 if redis.call('EXISTS', KEYS[1]) == 0 then
@@ -263,14 +260,6 @@ class RedisRendezvous:
         for leg in self._legs.pop(session, ()):
             del self._seats[leg]
         self._free(session_id, session=session.hex)
-
-    async def claim(self, session: UUID) -> bool:
-        """See `Rendezvous.claim`."""
-        key = f"relay:{{{session.hex}}}:closed"
-        try:
-            return bool(await self._redis.set(key, 1, nx=True, ex=CLAIM_SECONDS))
-        except (RedisError, OSError) as error:
-            raise Away(f"{type(error).__name__}: {error}") from error
 
     async def check(self) -> None:
         """See `Rendezvous.check`."""

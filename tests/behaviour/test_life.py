@@ -112,8 +112,10 @@ async def test_a_third_leg_is_refused_and_the_two_go_on(relay, session_id):
 
 async def test_another_subject_in_a_taken_role_is_refused(relay, session_id):
     mallory = token(role="client", sub="mallory")
-    async with connect(relay, session_id, token(role="client")), connect(relay, session_id, mallory) as other:
-        code, reason = await closed(other)
+    async with connect(relay, session_id, token(role="client")):
+        await relay.opened(session_id)
+        async with connect(relay, session_id, mallory) as other:
+            code, reason = await closed(other)
     assert code == 4409
     assert reason.startswith("session_full: ")
 

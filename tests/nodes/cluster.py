@@ -120,12 +120,15 @@ class Cluster:
     # The books
 
     def rows(self, session_id: str) -> list[dict[str, Any]]:
-        """The rows of a session id, with their legs' under `legs`."""
+        """The rows of a session id, with their legs' under `legs`.
+
+        What a node adds to a session that others have closed comes after that.
+        """
         query = """
             SELECT s.*, (
                 SELECT json_agg(l.*) FROM relay_relayleg l WHERE l.session_uuid = s.session_uuid
             ) legs
-            FROM relay_relaysession s WHERE session_id = %s ORDER BY started_at
+            FROM relay_relaysession s WHERE session_id = %s ORDER BY started_at, paired_seconds DESC
         """
         with psycopg.connect(self.database_url, row_factory=dict_row) as connection:
             return connection.execute(query, (session_id,)).fetchall()
@@ -145,15 +148,38 @@ class Cluster:
             while not any(row["paired_at"] and not row["timestamp"] for row in self.rows(session_id)):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
-    async def booked(self, session_id: str) -> dict[str, Any]:
-        """The line of the first session of this id, once its row is closed too; they have to agree."""
+    async def booked(self, session_id: str, *told: int | None, settled: bool = True) -> dict[str, Any]:
+        """The line of the first session of this id, once its row is closed too; they have to agree.
+
+        So have the rows of its legs, but where no node is left to write them or both didn't settle it. `told`
+        are the close codes of the client and the server; None for one that was told nothing.
+        """
         async with asyncio.timeout(START_SECONDS):
-            while not (rows := self.rows(session_id)) or rows[0]["timestamp"] is None:  # noqa: ASYNC110
+            while not is_closed(rows := self.rows(session_id), settled):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         line = await self.session_closed(session_id, {str(row["session_uuid"]) for row in rows[1:]})
         check_row(rows[0], line)
-        assert sorted(leg["role"] for leg in rows[0]["legs"]) == ["client", "server"]
+        legs = {leg["role"]: leg for leg in rows[0]["legs"]}
+        assert sorted(legs) == sorted(leg["role"] for leg in rows[0]["legs"]) == ["client", "server"]
+        if settled:
+            check_legs(rows[0])
+        if told:
+            assert (legs["client"]["close_code"], legs["server"]["close_code"]) == told
+            if line["reason"] != "peer_left":
+                assert {
+                    leg["close_reason"].partition(":")[0] for leg in legs.values() if leg["close_code"]
+                } == {line["reason"]}
         return line
+
+    async def received(self, session_id: str, role: str, frames: int, nbytes: int) -> dict[str, Any]:
+        """The row of one leg of the first session of this id, which has to have received just that."""
+        async with asyncio.timeout(START_SECONDS):
+            while True:
+                (leg,) = (leg for leg in self.rows(session_id)[0]["legs"] if leg["role"] == role)
+                if leg["left_at"]:
+                    assert (leg["frames_received"], leg["bytes_received"]) == (frames, nbytes)
+                    return leg
+                await asyncio.sleep(0.05)
 
     def check_books(self) -> None:
         """Every session that ended has one line and one row in the cluster, and they agree."""
@@ -184,6 +210,21 @@ async def pair_across(
         await cluster.opened(session_id)
         async with connect(second, session_id, token(sub="bob", role="server")) as server:
             yield client, server
+
+
+def is_closed(rows: list[dict[str, Any]], with_legs: bool) -> bool:
+    """Whether the first of these rows has ended, and its legs have."""
+    if not rows or rows[0]["timestamp"] is None:
+        return False
+    return not with_legs or all(leg["left_at"] for leg in rows[0]["legs"])
+
+
+def check_legs(row: dict[str, Any]) -> None:
+    """What a session relayed is what its legs received, and both have left."""
+    for leg in row["legs"]:
+        way = "server_to_client" if leg["role"] == "client" else "client_to_server"
+        assert (leg["frames_received"], leg["bytes_received"]) == (row[f"frames_{way}"], row[f"bytes_{way}"])
+        assert leg["left_at"]
 
 
 def check_row(row: dict[str, Any], line: dict[str, Any]) -> None:

@@ -1,9 +1,12 @@
 """Two nodes end the same session in the same moment: one row, one line, and the figures of both."""
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 
+import psycopg
 import pytest
+import redis.asyncio
 
 from tests.nodes.cluster import pair_across
 from tests.relays import START_SECONDS, Relay
@@ -33,11 +36,11 @@ async def test_both_legs_leave_their_nodes_at_the_same_moment(cluster, session_i
 
     await asyncio.gather(*(meet(number) for number in range(SESSIONS)))
     for number in range(SESSIONS):
-        line = await cluster.booked(f"{session_id}.{number}")
+        line = await cluster.booked(f"{session_id}.{number}", 1000, 1000)
         assert line["reason"] == "peer_left"
-        assert line["frames_client_to_server"] == number % 5
-        assert line["bytes_client_to_server"] == number % 5 * number
-        assert line["bytes_server_to_client"] == len("thanks")
+        up = (line["frames_client_to_server"], line["bytes_client_to_server"])
+        down = (line["frames_server_to_client"], line["bytes_server_to_client"])
+        assert (up, down) == ((number % 5, number % 5 * number), (1, len("thanks")))
 
 
 @pytest.mark.parametrize("dies", ["opener", "joiner"])
@@ -57,7 +60,7 @@ async def test_a_node_dies_while_the_legs_on_the_other_one_leave(cluster, sessio
                 return server if dies == "opener" else client
 
             staying = [await meet(number) for number in range(AT_ONCE)]
-            await all_legs_are_recorded(cluster, session_id)
+            await all_legs_are_recorded(cluster, *(f"{session_id}.{n}" for n in range(AT_ONCE)))
             leaving = [asyncio.ensure_future(leg.close()) for leg in staying]
             await asyncio.sleep(0)  # their close frames are on their way
             await asyncio.to_thread(kill, mortal)
@@ -65,18 +68,80 @@ async def test_a_node_dies_while_the_legs_on_the_other_one_leave(cluster, sessio
     to_the_one_that_stays = ("server_to_client", 200) if dies == "joiner" else ("client_to_server", 100)
     to_the_dead = ("client_to_server", 100) if dies == "joiner" else ("server_to_client", 200)
     for number in range(AT_ONCE):
-        line = await cluster.booked(f"{session_id}.{number}")
+        name = f"{session_id}.{number}"
+        line = await cluster.booked(name, settled=False)
         assert line["reason"] in ("peer_left", "peer_lost", "link_lost")
         way, nbytes = to_the_one_that_stays
-        assert line[f"bytes_{way}"] == nbytes
+        assert (line[f"frames_{way}"], line[f"bytes_{way}"]) == (1, nbytes)
+        leg = await cluster.received(name, "server" if dies == "opener" else "client", 1, nbytes)
+        assert (leg["close_code"], leg["close_reason"]) == (1000, "")
         way, nbytes = to_the_dead
-        assert line[f"bytes_{way}"] in (0, nbytes)
+        assert (line[f"frames_{way}"], line[f"bytes_{way}"]) in ((0, 0), (1, nbytes))
 
 
-async def all_legs_are_recorded(cluster, session_id: str) -> None:
+@pytest.mark.parametrize("written", [False, True], ids=["before its record is written", "after that"])
+async def test_the_owner_dies_before_it_has_said_that_its_record_is_safe(
+    cluster, valkey, proxy, session_id, written
+):
+    """The other node still knows all it takes to write the record, and writes it; or finds it written."""
+    stays = cluster.nodes[0]
+    sent = [bytes(100), bytes(200)]
+    with cluster.another(proxy.url, RELAY_LEDGER_WRITE_SECONDS="30") as owner:
+        async with pair_across(cluster, owner, stays, session_id) as (client, server):
+            for frame in sent:
+                await client.send(frame)
+                assert await server.recv() == frame
+            await server.send("thanks")
+            await client.recv()
+            await all_legs_are_recorded(cluster, session_id)
+            with closing(psycopg.connect(cluster.database_url)) as connection:
+                connection.execute("LOCK TABLE relay_relaysession IN EXCLUSIVE MODE")
+                async with published(valkey, "knows_end") as both_ends_are_known:
+                    await client.close()
+                    await server.close()
+                    await both_ends_are_known
+                if written:
+                    proxy.hold()  # it can say nothing
+            try:
+                if written:
+                    async with asyncio.timeout(START_SECONDS):
+                        while not owner.lines("session_closed"):  # noqa: ASYNC110 - no event crosses a process
+                            await asyncio.sleep(0.02)
+                await asyncio.to_thread(kill, owner)
+            finally:
+                proxy.release()
+    line = await cluster.booked(session_id, settled=False)
+    assert line["reason"] == "peer_left"
+    await cluster.received(session_id, "server", 2, 300)
+    assert (line["frames_client_to_server"], line["bytes_client_to_server"]) == (2, 300)
+    assert (line["frames_server_to_client"], line["bytes_server_to_client"]) == (1, len("thanks"))
+    assert (line in owner.lines("session_closed")) == written
+    assert len(cluster.rows(session_id)) == 1
+
+
+@asynccontextmanager
+async def published(valkey, word: str) -> AsyncIterator[asyncio.Task[None]]:
+    """A task that is done when a message with `word` in it is published, from the beginning of the block."""
+    async with redis.asyncio.Redis.from_url(valkey.url) as client, client.monitor() as monitor:
+
+        async def listen() -> None:
+            async with asyncio.timeout(START_SECONDS):
+                async for seen in monitor.listen():
+                    if seen["command"].startswith("PUBLISH") and word in seen["command"]:
+                        return
+
+        listening = asyncio.create_task(listen())
+        try:
+            yield listening
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+
+async def all_legs_are_recorded(cluster, *session_ids: str) -> None:
     async with asyncio.timeout(START_SECONDS):
-        for number in range(AT_ONCE):
-            while len(cluster.rows(f"{session_id}.{number}")[0]["legs"]) < 2:  # noqa: ASYNC110
+        for session_id in session_ids:
+            while len(cluster.rows(session_id)[0]["legs"]) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
 

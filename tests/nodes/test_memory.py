@@ -117,5 +117,8 @@ async def test_what_a_receiver_on_another_node_reads_late_is_all_there(cluster, 
             assert not pushing.done()
             assert await read_all(reader, len(sent), MIB) == digest_of(sent, MIB)
             await pushing
-    line = await cluster.booked(f"{session_id}.0")
+    line = await cluster.booked(f"{session_id}.0", settled=False)  # its legs just vanish
     assert line["frames_client_to_server"] == len(sent) + 1
+    assert line["bytes_client_to_server"] == len(sent) * MIB + len(b"paired")
+    leg = await cluster.received(f"{session_id}.0", "server", len(sent) + 1, len(sent) * MIB + len(b"paired"))
+    assert (leg["close_code"], leg["close_reason"].partition(":")[0]) in ((None, ""), (4410, "peer_lost"))

@@ -79,8 +79,11 @@ async def test_in_the_middle_of_a_transfer(cluster, session_id, dies):
         assert took < LINK_SECONDS + MARGIN_SECONDS
         assert survivor.close_code == code
         await paired(cluster, stays, other, session_id)
-    line = await cluster.booked(session_id)
+    line = await cluster.booked(session_id, settled=False)
     assert line["reason"] in ("peer_lost", "link_lost")
+    role = "server" if dies == "opener" else "client"
+    leg = await cluster.received(session_id, role, *transfer.received[to_survivor].counts)
+    assert (leg["close_code"], leg["close_reason"].partition(":")[0]) == (code, line["reason"])
     opener = mortal if dies == "opener" else stays
     assert f":{opener.process.pid}:" in cluster.rows(session_id)[0]["node"]
     record = {
@@ -111,8 +114,10 @@ async def test_what_the_record_says_was_delivered(cluster, session_id, dies):
             await asyncio.sleep(0.3)  # its last acknowledgement gets through; no event crosses a process
             kill(mortal)
             assert (await closed(sender))[0] in LOST
-    line = await cluster.booked(session_id)
+    line = await cluster.booked(session_id, settled=False)
     assert line["reason"] in ("peer_lost", "link_lost")
+    await cluster.received(session_id, "server" if dies == "opener" else "client", 0, 0)
+    assert line["total_bytes"] == 1000 * delivered
     assert (line[f"frames_{way}"], line[f"bytes_{way}"]) == (delivered, 1000 * delivered)
 
 
@@ -211,8 +216,10 @@ async def test_a_draining_node_delivers_what_was_taken_and_both_legs_are_told_to
             assert [await server.recv() for _ in frames] == frames
             assert [(await closed(socket))[0] for socket in (client, server)] == [1012, 1012]
         assert await stopping == 0
-        line = await cluster.booked(session_id)
+        line = await cluster.booked(session_id, 1012, 1012)
         assert (line["reason"], line["frames_client_to_server"]) == ("restarting", 20)
+        assert line["bytes_client_to_server"] == sum(map(len, frames))
+        assert line["bytes_server_to_client"] == len("both are in")
         await paired(cluster, stays, other, session_id)
 
 
@@ -231,7 +238,7 @@ async def test_a_node_that_drains_during_a_transfer_loses_nothing_that_it_record
             stopping = asyncio.create_task(asyncio.to_thread(leaves.stop, signal.SIGTERM))
             assert [code for code, _ in await transfer.ends()] == [1012, 1012]
         assert await stopping == 0
-    line = await cluster.booked(session_id)
+    line = await cluster.booked(session_id, 1012, 1012)
     assert line["reason"] == "restarting"
     up = (line["frames_client_to_server"], line["bytes_client_to_server"])
     down = (line["frames_server_to_client"], line["bytes_server_to_client"])

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,8 @@ MARGIN_SECONDS = 4.0
 
 WINDOW = MIB
 """What is not acknowledged of one direction at most: the default of `RELAY_LINK_WINDOW_BYTES`."""
+
+WAYS = {"client_to_server": "up", "server_to_client": "down"}
 
 AWAY = {"channel layer", "rendezvous"}
 """The parts of a node that need Redis, as `/ready` names them."""
@@ -109,8 +112,11 @@ async def test_a_session_on_one_node_goes_on_and_its_id_is_free_afterwards(clust
                 await asyncio.sleep(0.02)
             await client.close(4321, "done")
             assert await closed(server) == (4321, "done")
-    line = await cluster.booked(session_id)
-    assert (line["frames_client_to_server"], line["frames_server_to_client"]) == (51, 51)
+    line = await cluster.booked(session_id, 4321, 4321)
+    up = (line["frames_client_to_server"], line["bytes_client_to_server"])
+    down = (line["frames_server_to_client"], line["bytes_server_to_client"])
+    assert up == (51, len("before") + sum(len(f"{number}") for number in range(50)))
+    assert down == (51, len("before") + 50 * 100_000)
     await all_ready(cluster)
     async with pair(cluster, session_id) as (client, server):
         await client.send("again")
@@ -128,7 +134,7 @@ async def test_a_session_across_nodes_waits_and_goes_on_with_nothing_lost(cluste
             await transfer.completes(60)
         await server.close(4321, "done")
         assert await closed(client) == (4321, "done")
-    check_record(await cluster.booked(session_id), transfer)
+    check_record(await cluster.booked(session_id, 4321, 4321), transfer)
 
 
 async def test_a_session_across_nodes_that_waits_too_long_ends_as_link_lost_with_one_record(
@@ -145,8 +151,10 @@ async def test_a_session_across_nodes_that_waits_too_long_ends_as_link_lost_with
                 assert codes == [4415, 4415]
                 assert took < LINK_SECONDS + MARGIN_SECONDS
         assert transfer.received["up"].nbytes < 64 * MIB
-    line = await cluster.booked(session_id)
+    line = await cluster.booked(session_id, 4415, 4415, settled=redis_away.for_all)
     assert line["reason"] == "link_lost"
+    await cluster.received(session_id, "server", *transfer.received["up"].counts)
+    await cluster.received(session_id, "client", *transfer.received["down"].counts)
     if redis_away.for_all:
         check_record(line, transfer)
     else:
@@ -155,10 +163,26 @@ async def test_a_session_across_nodes_that_waits_too_long_ends_as_link_lost_with
         assert line["bytes_server_to_client"] == transfer.received["down"].nbytes
         missing = transfer.received["up"].nbytes - line["bytes_client_to_server"]
         assert 0 <= missing <= WINDOW + cluster.max_message_bytes
+        await all_ready(cluster)
+        # What is missing is told by the other one when it's back.
+        async with asyncio.timeout(20):
+            while sums(cluster.rows(session_id)) != transfer_sums(transfer):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
     await all_ready(cluster)
     async with pair(cluster, session_id) as (client, server):
         await client.send("again")
         assert await server.recv() == "again"
+
+
+def sums(rows: list[dict[str, Any]]) -> list[int]:
+    """Frames and bytes each way of all rows that have ended."""
+    names = [f"{what}_{way}" for way in WAYS for what in ("frames", "bytes")]
+    return [sum(row[name] for row in rows if row["timestamp"]) for name in names]
+
+
+def transfer_sums(transfer: Transfer) -> list[int]:
+    """The same, as its receivers counted."""
+    return [count for way in WAYS.values() for count in transfer.received[way].counts]
 
 
 @SHORTLY
@@ -174,6 +198,9 @@ async def test_an_idle_session_across_nodes_outlives_a_short_absence(cluster, re
         async with asyncio.timeout(20):
             assert await server.recv() == "meanwhile"
             assert await client.recv() == "meanwhile, too"
+    line = await cluster.booked(session_id)
+    assert (line["frames_client_to_server"], line["bytes_client_to_server"]) == (2, len("beforemeanwhile"))
+    assert line["bytes_server_to_client"] == len("beforemeanwhile, too")
 
 
 async def test_new_sessions_are_refused_meanwhile_and_ready_says_why(cluster, redis_away, session_id):
@@ -204,5 +231,6 @@ async def test_a_clean_close_while_redis_is_away_reaches_the_peer_when_it_is_bac
         async with asyncio.timeout(20):
             assert await server.recv() == "last words"
             assert await closed(server) == (4321, "bye")
-    line = await cluster.booked(session_id)
+    line = await cluster.booked(session_id, 4321, 4321)
     assert (line["reason"], line["frames_client_to_server"]) == ("peer_left", 2)
+    assert line["bytes_client_to_server"] == len("beforelast words")

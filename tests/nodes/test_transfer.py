@@ -35,8 +35,9 @@ async def transfer(
             await both_ways.completes(DEADLINE)
         await client.close(4321, "done")
         assert await closed(server) == (4321, "done")
-    line = await cluster.booked(session_id)
+    line = await cluster.booked(session_id, 4321, 4321)
     assert line["reason"] == "peer_left"
+    assert {leg["close_reason"] for leg in cluster.rows(session_id)[0]["legs"]} == {"done"}
     check_record(line, both_ways)
 
 

@@ -1,6 +1,7 @@
 """Fixtures of the unit tests."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 from unittest.mock import Mock
 
@@ -19,9 +20,9 @@ def limits() -> dict[str, Any]:
 @pytest.fixture
 def recorder() -> Mock:
     """In place of the ledger: what it's told, it keeps, and that is safe at once."""
-    made = Mock(spool_error="")
-    made.when_safe.side_effect = lambda session, tell: tell()
-    return made
+    safe: Future[None] = Future()
+    safe.set_result(None)
+    return Mock(spool_error="", safe=Mock(return_value=safe))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What the relay does when a server tells that it starts and stops, by ASGI's lifespan."""
 
 import asyncio
+from concurrent.futures import Future
 from typing import Any
 from unittest.mock import Mock
 
@@ -88,8 +89,14 @@ async def test_a_drain_that_hangs_is_given_up_in_time(hooks, monkeypatch, caplog
 
 
 @pytest.fixture
-def recorder():
-    return Mock()
+def safe():
+    """Done when the record is."""
+    return Future()
+
+
+@pytest.fixture
+def recorder(safe):
+    return Mock(safe=Mock(return_value=safe))
 
 
 @pytest.fixture
@@ -101,30 +108,30 @@ async def seated(here: sessions.Sessions) -> Leg:
     return await here.join("room", Grant(None, None, None, None, None), Port(Mock(), ""))
 
 
-async def test_waiting_for_a_record_ends_when_it_is_safe(here, recorder):
+async def test_waiting_for_a_record_ends_when_it_is_safe_and_its_line_is_printed(here, recorder, safe):
     leg = await seated(here)
-    recorder.when_safe.side_effect = lambda session, tell: tell()
-    await here.safe(leg)
-    assert recorder.when_safe.call_args.args[0] == leg.session_uuid
+    safe.set_result(None)
+    await here.saved(leg)
+    recorder.safe.assert_called_once_with(leg.session_uuid, printed=True)
 
 
-async def test_waiting_for_a_record_outlasts_being_cancelled_again_and_again(here, recorder):
+async def test_waiting_for_a_record_outlasts_being_cancelled_again_and_again(here, safe):
     leg = await seated(here)
-    waiting = asyncio.create_task(here.safe(leg))
+    waiting = asyncio.create_task(here.saved(leg))
     for _ in range(3):
         await asyncio.sleep(0)
         waiting.cancel()
     await asyncio.sleep(0)
     assert not waiting.done()
-    recorder.when_safe.call_args.args[1]()
+    safe.set_result(None)
     with pytest.raises(asyncio.CancelledError):
         await waiting
 
 
-async def test_waiting_for_a_record_is_bounded(here, recorder, monkeypatch):
+async def test_waiting_for_a_record_is_bounded(here, monkeypatch):
     monkeypatch.setattr(sessions, "SAFE_SECONDS", 0.01)
     async with asyncio.timeout(5):
-        await here.safe(await seated(here))
+        await here.saved(await seated(here))
 
 
 async def test_what_lives_at_the_exit_is_recorded_once_as_it_is(here, recorder):

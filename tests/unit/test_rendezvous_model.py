@@ -210,7 +210,9 @@ class Machine(RuleBasedStateMachine):
 
     async def age(self, seconds: float) -> None:
         async for key in self.redis.scan_iter("relay:*:seat:*"):
-            left = await self.redis.pttl(key) - round(1000 * seconds)
+            lifetime = await self.redis.pttl(key)
+            assert 0 < lifetime <= 1000 * LIFETIME, "a dead node would hold its seat for ever"
+            left = lifetime - round(1000 * seconds)
             # Rounded to what the model has: the test itself takes less than ten seconds of real time.
             await (self.redis.pexpire(key, left) if left > 10_000 else self.redis.delete(key))
 

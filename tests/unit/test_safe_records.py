@@ -45,30 +45,26 @@ def ledger(database, tmp_path):
     made.close(0)
 
 
-def test_a_record_is_safe_when_the_database_has_it_and_not_before(ledger, database):
-    safe = threading.Event()
+@pytest.mark.parametrize("printed", [False, True])
+def test_a_record_is_safe_when_the_database_has_it_and_not_before(ledger, database, printed):
     ledger.record(ended())
-    ledger.when_safe(ended().session_uuid, safe.set)
+    safe = ledger.safe(ended().session_uuid, printed=printed)
     assert database.asked.wait(SOON)
-    assert not safe.is_set()
+    assert not safe.done()
     database.let.set()
-    assert safe.wait(SOON)
+    safe.result(SOON)
     assert ledger.unwritten == 0
 
 
 def test_a_record_is_safe_in_the_spool_while_the_database_is_away(ledger, database):
     database.away = True
-    safe = threading.Event()
     ledger.record(ended())
-    ledger.when_safe(ended().session_uuid, safe.set)
-    assert safe.wait(SOON)
+    ledger.safe(ended().session_uuid).result(SOON)
     assert ledger.spooled_bytes > 0
 
 
 def test_a_session_of_which_nothing_waits_is_safe_at_once(ledger):
-    safe = threading.Event()
-    ledger.when_safe(ended().session_uuid, safe.set)
-    assert safe.is_set()
+    assert ledger.safe(ended().session_uuid).done()
 
 
 def test_what_comes_after_a_line_is_called_when_that_is_printed(monkeypatch):

@@ -69,6 +69,12 @@ def test_no_other_reason_does(state, reason):
     assert session.state is state
 
 
+def test_some_ends_are_only_for_one_who_waits_and_some_only_for_a_pair():
+    waits, pair = ENDINGS[State.WAITING], ENDINGS[State.PAIRED]
+    assert waits - pair == {CloseReason.WAIT_TIMEOUT}
+    assert pair - waits == {CloseReason.IDLE_TIMEOUT, CloseReason.STALLED, CloseReason.LINK_LOST}
+
+
 def test_the_first_reason_stands():
     session = paired()
     assert session.end(Close.because(CloseReason.PEER_LOST), 1.0)
@@ -94,6 +100,14 @@ def test_waiting_and_paired_time_are_counted_apart():
     assert session.paired_ms(14.0) == 1000
     session.end(Close.because(CloseReason.PEER_LEFT), 20.25)
     assert (session.waiting_ms(99.0), session.paired_ms(99.0)) == (3000, 7250)
+
+
+@pytest.mark.parametrize(("seconds", "milliseconds"), [(1.0004, 1000), (1.0006, 1001)])
+def test_durations_are_rounded_to_the_nearest_millisecond(seconds, milliseconds):
+    session = waiting(0.0)
+    session.pair(Role.SERVER, seconds)
+    session.end(Close.because(CloseReason.PEER_LEFT), 2 * seconds)
+    assert (session.waiting_ms(9.0), session.paired_ms(9.0)) == (milliseconds, milliseconds)
 
 
 def test_a_session_that_never_paired_has_waited_until_its_end():

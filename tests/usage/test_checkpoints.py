@@ -93,6 +93,18 @@ async def test_a_session_that_has_ended_is_not_recorded_again(sessions, book, ti
     assert len(book.records) == count
 
 
+async def test_a_session_that_ends_while_a_checkpoint_goes_on_is_not_recorded_again(sessions, book, timers):
+    legs = [await join(sessions, f"room-{number}") for number in range(3 * SLICE_SESSIONS)]
+    timers.fire()
+    assert legs[0].live in sessions._unchecked
+    sessions.end(legs[0], Close.because(CloseReason.CLOSED_BY_OPERATOR))
+    legs[0].live.meters[Role.CLIENT].nbytes += 100  # what another node told after that
+    del book.records[:]
+    while sessions._unchecked:
+        timers.fire()
+    assert book.records == []
+
+
 async def test_without_a_session_no_timer_goes_on_and_the_next_one_starts_it_again(sessions, timers):
     leg = await join(sessions, "room")
     sessions.end(leg, Close.because(CloseReason.CLOSED_BY_OPERATOR))

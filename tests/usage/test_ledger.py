@@ -21,7 +21,7 @@ from relay.ledger.lines import REMEMBERED
 from relay.ledger.records import LINE_FIELDS, plain
 from relay.models import CORRECTION_FIELDS, RelayLeg, RelaySession
 from tests.databases import Database, Postgres, as_default
-from tests.usage.samples import START, ended, leg, live
+from tests.usage.samples import START, ended, leg, live, uuid
 
 SOON = 20.0
 
@@ -150,7 +150,7 @@ def test_a_leg_may_leave_after_its_session_has_closed(ledger: Ledger) -> None:
     assert RelayLeg.objects.get().close_code == 4410
 
 
-def test_another_node_that_closes_at_the_same_moment_changes_nothing(
+def test_of_nodes_that_close_a_session_at_the_same_moment_one_does_and_what_others_counted_beyond_is_added(
     database: Database, lines: list[str]
 ) -> None:
     nodes = [Ledger(batch_seconds=0) for _ in range(4)]
@@ -165,28 +165,72 @@ def test_another_node_that_closes_at_the_same_moment_changes_nothing(
         assert node.close(SOON)
 
     in_threads(len(nodes), lambda number: close_all(nodes[number], number))
-    assert RelaySession.objects.count() == 100
-    for row in RelaySession.objects.all():  # each row is of one node, not a mixture
-        assert row.node == f"node-{row.bytes_client_to_server}"
-        assert row.paired_seconds * 1000 == row.bytes_client_to_server
+    for session in range(100):
+        first = RelaySession.objects.get(session_uuid=uuid(session))  # it's of one node, not a mixture
+        assert first.node == f"node-{first.bytes_client_to_server}"
+        assert first.paired_seconds * 1000 == first.bytes_client_to_server
+        counted = RelaySession.objects.filter(session_id=f"session-{session}")
+        assert sum(row.bytes_client_to_server for row in counted) == len(nodes) - 1
+        assert sum(row.bytes_server_to_client for row in counted) == 2000
 
 
-@pytest.mark.parametrize(("passed", "error"), [(1001, False), (1000, True)])
-def test_only_a_closing_by_two_nodes_that_differ_in_what_passed_is_an_error(
-    ledger: Ledger, lines: list[str], caplog: pytest.LogCaptureFixture, passed: int, error: bool
+@pytest.mark.parametrize(
+    ("passed", "more"), [(1001, 0), (1000, 0), (1500, 499)], ids=["the same", "less", "more"]
+)
+def test_of_two_nodes_that_close_a_session_the_first_does_and_what_the_other_counted_beyond_is_added(
+    ledger: Ledger, lines: list[str], caplog: pytest.LogCaptureFixture, passed: int, more: int
 ) -> None:
-    """Both nodes of a session may close it: where Redis came back empty, it forgot who was to."""
+    """Both nodes of a session may close it, where one of them took the other for dead."""
     first, other = ended(), Ledger(batch_seconds=0, node="host-2")
     ledger.record(first)
     assert ledger.flush(SOON)
     later = first.timestamp + timedelta(milliseconds=500)
-    other.record(replace(first, node="host-2", timestamp=later, paired_ms=700, bytes_client_to_server=passed))
+    late = replace(
+        first,
+        node="host-2",
+        timestamp=later,
+        reason="link_lost",
+        paired_ms=700,
+        bytes_client_to_server=passed,
+        bytes_server_to_client=0,
+    )
+    other.record(late)
     assert other.close(SOON)
     assert_row_equals(first)
-    assert lines == [log_line(first)]
-    found = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
-    assert bool(found) == error
-    assert all("another node has closed a session as peer_left" in message for message in found)
+    rest = list(RelaySession.objects.exclude(session_uuid=first.session_uuid))
+    assert [(row.bytes_client_to_server, row.bytes_server_to_client, row.reason) for row in rest] == (
+        [(more, 0, "link_lost")] if more else []
+    )
+    assert [json.loads(line)["bytes_client_to_server"] for line in lines] == (
+        [1001, more] if more else [1001]
+    )
+    assert any("closed as peer_left by others" in record.message for record in caplog.records) == bool(more)
+
+
+def test_who_closes_a_session_as_another_node_has_in_the_same_millisecond_prints_no_line(
+    ledger: Ledger, lines: list[str]
+) -> None:
+    other = Ledger(batch_seconds=0, node="host-2")
+    ledger.record(ended())
+    assert ledger.flush(SOON)
+    other.record(ended())
+    assert other.close(SOON)
+    assert lines == [log_line(ended())]
+
+
+def test_a_session_is_safe_when_it_is_in_the_database(ledger: Ledger, writes: Writes) -> None:
+    assert ledger.safe(uuid(1)).done(), "nothing is to be kept of it"
+    writes.failure = OperationalError("away")
+    ledger.record(ended())
+    safe, cancelled = ledger.safe(uuid(1)), ledger.safe(uuid(1))
+    wait_until(lambda: bool(ledger._failures))
+    assert not safe.done()
+    assert not ledger.safe(uuid(1)).done()
+    assert ledger.safe(uuid(2)).done()
+    cancelled.cancel()
+    writes.failure = None
+    safe.result(SOON)
+    assert_row_equals(ended())
 
 
 def test_writing_the_same_again_changes_nothing(database: Database) -> None:

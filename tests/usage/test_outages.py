@@ -75,6 +75,25 @@ def test_records_are_on_the_disk_and_not_in_memory_while_the_database_is_away(
     assert len(lines) == 100
 
 
+def test_a_session_across_nodes_is_safe_on_the_disk_and_its_line_waits_for_the_row(
+    database: Database, writes: Writes, folder: Path, lines: list[str]
+) -> None:
+    """The other node may be first to end the row, and prints the line then."""
+    ledger = Ledger(node="us:1:1", batch_seconds=0, spool_dir=folder)
+    writes.failure = OperationalError("away")
+    across = ended(1, paired_at=START, legs=(leg(1, left_at=START),))
+    both_here = ended(2, paired_at=START, legs=(leg(2, left_at=START), leg(3, left_at=START, role="server")))
+    ledger.record(across)
+    ledger.record(both_here)
+    ledger.safe(across.session_uuid).result(SOON)
+    assert across in on_disk(folder)
+    wait_until(lambda: bool(lines))
+    assert lines == [log_line(both_here)]
+    writes.failure = None
+    assert ledger.close(SOON)
+    assert lines == [log_line(both_here), log_line(across)]
+
+
 def test_a_session_that_ends_while_its_checkpoint_is_written_has_its_line(
     ledger: Ledger, writes: Writes, lines: list[str]
 ) -> None:
