@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
-# Tests at a time. Each may have servers and databases of its own, so more than two need more than two cores.
-JOBS ?= 2
+# Tests at a time. Most wait for servers and databases of their own, so a few more than there are cores.
+JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-all check lint format types imports migrations-check lock clean

@@ -50,7 +50,7 @@ def ended(relay: Any, session_id: str) -> Row:
     """The only session of this id, when it and its legs have ended in the tables."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        found = dumped(relay, session_id=session_id)
+        found = relay.rows(session_id)
         if found and all(map(has_ended, found)):
             (row,) = found
             return row

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from tests.rows import rows
+from tests.tables import rows
 from tests.tokens import SECRET_KEY
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,20 +4,14 @@ They are figures that somebody pays for, so a test that moves bytes asks for the
 """
 
 import asyncio
-import contextlib
-import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Set
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from collections.abc import Iterable, Set
+from datetime import timedelta
 from typing import Any
-from uuid import UUID
-
-import psycopg
-from psycopg.rows import dict_row
 
 from relay.closing import CloseReason
 from relay.ledger.records import LINE_FIELDS, plain
+from tests.tables import moment
 
 SECONDS = 15.0
 """Deadline for the rows to be there; never how long that takes."""
@@ -30,29 +24,6 @@ RECEIVED = {"server": "client_to_server", "client": "server_to_client"}
 
 DROPPED = (None, "")
 """Code and reason in the row of a leg that was told nothing, as its connection had dropped."""
-
-
-def rows(environ: Mapping[str, str], session_id: str) -> list[dict[str, Any]]:
-    """The rows of a session id in the database of the relay that has this environment, the oldest first, with
-    their legs' under `legs`.
-
-    Times are aware `datetime`s and UUIDs are `UUID`s whatever the database is.
-    """
-    sessions = "SELECT * FROM relay_relaysession WHERE session_id = {} ORDER BY started_at"
-    legs = "SELECT * FROM relay_relayleg WHERE session_uuid = {} ORDER BY role"
-    if url := environ.get("DATABASE_URL"):
-        with psycopg.connect(url, row_factory=dict_row) as connection:
-            found = connection.execute(sessions.format("%s"), (session_id,)).fetchall()
-            for row in found:
-                row["legs"] = connection.execute(legs.format("%s"), (row["session_uuid"],)).fetchall()
-            return found
-    with contextlib.closing(sqlite3.connect(Path(environ["RELAY_VAR_DIR"]) / "relay.sqlite3")) as lite:
-        lite.row_factory = sqlite3.Row
-        found = [dict(row) for row in lite.execute(sessions.format("?"), (session_id,))]
-        for row in found:
-            of_session = lite.execute(legs.format("?"), (row["session_uuid"],))
-            row["legs"] = [_typed(dict(leg)) for leg in of_session]
-    return [_typed(row) for row in found]
 
 
 async def booked(
@@ -86,7 +57,7 @@ async def booked(
     assert row["total_bytes"] == row["bytes_client_to_server"] + row["bytes_server_to_client"]
     for leg in row["legs"]:
         assert (leg["frames_received"], leg["bytes_received"]) == _sums(row, leg["role"]), row
-        joined_at, left_at = _time(leg["joined_at"]), _time(leg["left_at"])
+        joined_at, left_at = moment(leg["joined_at"]), moment(leg["left_at"])
         assert joined_at <= left_at
         assert abs(left_at - row["timestamp"]) < LEFT_WITHIN
     told = [(leg["close_code"], leg["close_reason"]) for leg in row["legs"]]
@@ -134,18 +105,3 @@ def _whole(row: dict[str, Any]) -> bool:
 
 def _sums(row: dict[str, Any], role: str) -> tuple[int, int]:
     return row[f"frames_{RECEIVED[role]}"], row[f"bytes_{RECEIVED[role]}"]
-
-
-def _typed(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of SQLite, which keeps UUIDs and times as text."""
-    for name, value in row.items():
-        if value is not None and (name.endswith("_at") or name == "timestamp"):
-            row[name] = _time(value)
-        elif name.endswith("_uuid"):
-            row[name] = UUID(value)
-    return row
-
-
-def _time(value: str | datetime) -> datetime:
-    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

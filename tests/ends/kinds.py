@@ -92,7 +92,7 @@ KINDS = [
     Kind("quota", _by_event(CloseReason.QUOTA_EXCEEDED), (4429, 4429)),
     Kind("replaced", lambda scene: scene.come_back(scene.session_id), (4411, 4411)),
     Kind("drain", lambda scene: scene.relay.process.terminate(), (1012, 1012)),
-    Kind("longest duration", _wait, (4414, 4414), environ=(("RELAY_MAX_SESSION_SECONDS", "1"),)),
+    Kind("longest duration", _wait, (4414, 4414), environ=(("RELAY_MAX_SESSION_SECONDS", "2"),)),
     Kind(
         "idle, in a frame",
         _half_a_frame,

@@ -146,6 +146,8 @@ def path(
 def play(kind: Kind, where: Path_, rounds: int, seed: int = 0) -> Tally:
     """So many ends of one kind."""
     tally = Tally()
+    for shape in SHAPES:  # made before the first is needed: a session's time passes meanwhile
+        stream(*shape, 1), stream(*shape, 2)
     shapes = itertools.cycle(shape for shape in SHAPES if shape[0] > 60_000 or not kind.large)
     lots = -(-rounds // TOGETHER)
     for lot in range(lots):

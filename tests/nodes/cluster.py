@@ -16,6 +16,7 @@ from websockets.asyncio.client import ClientConnection
 from relay.ledger.records import LINE_FIELDS, plain
 from tests.behaviour.clients import connect
 from tests.relays import START_SECONDS, Relay
+from tests.tables import rows
 from tests.tokens import token
 
 SERVER = "daphne spliced"
@@ -124,14 +125,7 @@ class Cluster:
 
         What a node adds to a session that others have closed comes after that.
         """
-        query = """
-            SELECT s.*, (
-                SELECT json_agg(l.*) FROM relay_relayleg l WHERE l.session_uuid = s.session_uuid
-            ) legs
-            FROM relay_relaysession s WHERE session_id = %s ORDER BY started_at, paired_seconds DESC
-        """
-        with psycopg.connect(self.database_url, row_factory=dict_row) as connection:
-            return connection.execute(query, (session_id,)).fetchall()
+        return rows({"DATABASE_URL": self.database_url}, session_id)
 
     async def opened(self, session_id: str, sessions: int = 1) -> None:
         """Returns when so many sessions have been opened under this id: their first legs are seated."""
