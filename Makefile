@@ -81,7 +81,7 @@ lock: $(VENV)/.tests ## compile the two requirement files from pyproject.toml
 		--custom-compile-command "make lock" -c requirements.txt --extra test pyproject.toml -o tests/requirements.txt
 
 # Branch coverage of the modules without I/O, which are tested to the last branch.
-PURE := session grants traffic flow window pulse frames wire closing roles client.noise client.patience
+PURE := rules client.noise client.patience
 
 coverage: $(VENV)/.tests
 	$(BIN)/python -m pytest --quiet --numprocesses $(JOBS) tests/unit tests/test_frames.py $(PURE:%=--cov=relay.%) --cov-branch \

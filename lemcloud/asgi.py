@@ -10,7 +10,7 @@ from django.core.asgi import get_asgi_application
 
 django_application = get_asgi_application()
 
-from relay.forwarded import ForwardedMiddleware  # noqa: E402 - needs Django set up
+from relay.entry.forwarded import ForwardedMiddleware  # noqa: E402 - needs Django set up
 from relay.routing import application as relay_application  # noqa: E402 - needs Django set up
 from relay.routing import lifespan  # noqa: E402 - needs Django set up
 from relay.servers import daphne  # noqa: E402

@@ -88,7 +88,7 @@ CHANNEL_LAYERS: dict[str, Any] = {
         "CONFIG": {"hosts": [{"address": ENV.redis_url, **REDIS_OPTIONS}]},
     }
     if ENV.redis_url
-    else {"BACKEND": "relay.layers.MemoryChannelLayer"}
+    else {"BACKEND": "relay.links.memory_layer.MemoryChannelLayer"}
 }
 
 SIMPLE_JWT: dict[str, Any] = {

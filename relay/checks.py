@@ -11,7 +11,11 @@ MIN_SECRET_KEY_BYTES = 32
 """Shortest key for HS256: the length of its hash (RFC 7518 section 3.2)."""
 
 
-OF_ONE_PROCESS = ("relay.layers.MemoryChannelLayer", "channels.layers.InMemoryChannelLayer")
+OF_ONE_PROCESS = (
+    "relay.links.memory_layer.MemoryChannelLayer",
+    "relay.layers.MemoryChannelLayer",  # where it was before
+    "channels.layers.InMemoryChannelLayer",
+)
 """Channel layers that reach no other process."""
 
 
@@ -30,7 +34,7 @@ def there_is_a_channel_layer(**_: Any) -> list[CheckMessage]:
     """relay.E002: no default channel layer, without which a session can't be closed from outside."""
     if "default" in getattr(settings, "CHANNEL_LAYERS", {}):
         return []
-    hint = "Add a default channel layer; relay.layers.MemoryChannelLayer serves a single process."
+    hint = "Add a default channel layer; relay.links.memory_layer.MemoryChannelLayer serves a single process."
     return [Error("CHANNEL_LAYERS has no default.", hint=hint, id="relay.E002")]
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from django.db import models
 
-from relay.closing import MAX_REASON_BYTES, CloseReason
+from relay.rules.closing import MAX_REASON_BYTES, CloseReason
 
 SESSION_ID_LENGTH = 128
 """Characters of a session id at most, as in the path of the URL."""
@@ -24,6 +24,11 @@ DESTINATION_LENGTH = 64
 
 ADDRESS_LENGTH = 64
 """Characters kept of an address: an IPv6 address with a zone takes up to 61."""
+
+
+def close_reasons() -> list[tuple[str, str]]:
+    """The choices of `RelaySession.reason`. Migrations name this function, so that a new one makes none."""
+    return [(reason.value, reason.value) for reason in CloseReason]
 
 
 class RelaySession(models.Model):
@@ -47,14 +52,14 @@ class RelaySession(models.Model):
         "close reason",
         max_length=32,
         blank=True,
-        choices=[(reason.value, reason.value) for reason in CloseReason],
+        choices=close_reasons,
     )
     started_at = models.DateTimeField("started")
     paired_at = models.DateTimeField("paired", null=True, blank=True)
     node = models.CharField("opened by node", max_length=NAME_LENGTH, blank=True)
     # With a default of the database, as nodes of the release before go on writing while others are restarted.
     traffic = models.JSONField(
-        "points of `relay.traffic`",
+        "points of the curve of its bytes",
         default=list,
         db_default=models.Value([], models.JSONField()),
         editable=False,
@@ -155,7 +160,7 @@ class RelayLeg(models.Model):
 
 
 class RelayNode(models.Model):
-    """A process that writes records, for as long as it has some that are live. See `relay.ledger.nodes`."""
+    """A process that writes records, while it has some that are live. See `relay.ledger.writing.nodes`."""
 
     node = models.CharField(primary_key=True, max_length=NAME_LENGTH, editable=False)
     place = models.CharField(max_length=NAME_LENGTH, blank=True)
@@ -169,7 +174,7 @@ class RelayNode(models.Model):
 
 
 class UsageExport(models.Model):
-    """One file of sessions that went to a destination which bills from it. See `relay.ledger.deliveries`.
+    """One file of sessions that went to a destination that bills from it: `relay.ledger.exports.deliveries`.
 
     Written once, in the transaction that says what is in the file; only `delivered_at` comes after it, when
     the file has its name, and `output`, should the file have to go elsewhere than it was meant to.

@@ -6,9 +6,9 @@ from channels.routing import URLRouter
 from django.urls import re_path
 
 from relay import servers, sessions
-from relay.consumers import RelayConsumer
-from relay.forwarded import ForwardedMiddleware
-from relay.middleware import TokenMiddleware
+from relay.entry.consumers import RelayConsumer
+from relay.entry.forwarded import ForwardedMiddleware
+from relay.entry.tokens import TokenMiddleware
 from relay.servers.lifespan import lifespan
 
 __all__ = ["application", "lifespan", "websocket_urlpatterns"]

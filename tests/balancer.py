@@ -1,5 +1,6 @@
-"""Balancers for tests and for `make cluster`, from the files in lemcloud/balancers: Caddy from its wheel,
-HAProxy and nginx from Debian's packages with ports and nodes of the test's own put in."""
+"""Balancers for tests and for `make cluster`, from the files in lemcloud/deploy/balancers.
+
+Caddy is from its wheel, HAProxy and nginx from Debian's packages, with ports and nodes of the test's own."""
 
 import contextlib
 import os
@@ -15,7 +16,7 @@ import httpx
 
 from tests.relays import ROOT, START_SECONDS, free_port
 
-FILES = ROOT / "lemcloud" / "balancers"
+FILES = ROOT / "lemcloud" / "deploy" / "balancers"
 
 
 class Balancer:

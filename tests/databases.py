@@ -145,7 +145,7 @@ class Postgres:
 class Valkey:
     """A Valkey server as in production, on a port of its own that is the same after each start."""
 
-    config = ROOT / "lemcloud" / "valkey.conf"
+    config = ROOT / "lemcloud" / "deploy" / "valkey.conf"
 
     def __init__(self) -> None:
         self.port = free_port()

@@ -1,4 +1,4 @@
-"""What `websockets` makes of a client's bytes, and how `relay.frames` may differ from it.
+"""What `websockets` makes of a client's bytes, and how `relay.rules.frames` may differ from it.
 
 The oracle is the sans-I/O `ServerProtocol` in state OPEN. The forwarder differs from it in these ways only:
 
@@ -23,7 +23,7 @@ from websockets.frames import Frame
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from relay.frames import CLOSE, Control, Failure, Forwarder
+from relay.rules.frames import CLOSE, Control, Failure, Forwarder
 
 
 class Sliced(NamedTuple):

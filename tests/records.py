@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from relay.closing import CloseReason
 from relay.ledger.records import LINE_FIELDS, plain
+from relay.rules.closing import CloseReason
 from tests.relays import START_SECONDS
 
 RECEIVES = {"client": "server_to_client", "server": "client_to_server"}

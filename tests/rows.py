@@ -9,8 +9,8 @@ from collections.abc import Iterable, Set
 from datetime import timedelta
 from typing import Any
 
-from relay.closing import CloseReason
 from relay.ledger.records import LINE_FIELDS, plain
+from relay.rules.closing import CloseReason
 from tests.tables import moment
 
 SECONDS = 15.0

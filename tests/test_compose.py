@@ -72,7 +72,7 @@ def test_the_nodes_believe_caddy_and_nobody_else_and_only_caddy_can_be_reached(c
 
 def test_caddy_runs_the_file_that_the_tests_run(compose):
     (mounted,) = [volume for volume in compose["services"]["caddy"]["volumes"] if "Caddyfile" in volume]
-    assert mounted.split(":")[0] == "./lemcloud/balancers/Caddyfile"
+    assert mounted.split(":")[0] == "./lemcloud/deploy/balancers/Caddyfile"
     assert (ROOT / mounted.split(":")[0]).exists()
 
 

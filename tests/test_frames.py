@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Control, Failure, Forwarder
+from relay.rules.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Control, Failure, Forwarder
 from tests.frames_oracle import Outcome, compare, forward, slice_frames, unmasked
 
 LIMIT = 200_000

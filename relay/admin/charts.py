@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from relay.ledger.figures import Period
 from relay.models import RelaySession
-from relay.units import human_bytes
+from relay.rules.units import human_bytes
 
 MOST_PARTS = 40
 """Columns in the chart of one session: what a phone still shows apart."""

@@ -15,7 +15,7 @@ from django.urls import reverse
 from relay import conf, readiness
 from relay.admin import charts
 from relay.ledger import figures
-from relay.units import human_bytes
+from relay.rules.units import human_bytes
 
 REFRESH_SECONDS = 10
 """Between two looks of an open page: a live session's record changes no more often than that."""

@@ -6,7 +6,7 @@ from unfold.admin import ModelAdmin
 
 from relay.admin.readonly import ReadOnly
 from relay.models import UsageExport
-from relay.units import human_bytes
+from relay.rules.units import human_bytes
 
 
 @admin.register(UsageExport)

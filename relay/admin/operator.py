@@ -9,8 +9,8 @@ from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 
 from relay import conf, sessions
-from relay.closing import CloseReason
 from relay.models import RelaySession
+from relay.rules.closing import CloseReason
 
 SEEN_SECONDS = 2.0
 """How long to wait for the records of closed sessions to show it: many times what it usually takes."""

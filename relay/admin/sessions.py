@@ -25,10 +25,10 @@ from relay.admin import accounts, charts, dashboard, operator
 from relay.admin.filters import AccountFilter, FormFilter, ReasonFilter, StartedFilter, StateFilter
 from relay.admin.readonly import ReadOnly
 from relay.admin.timeline import recorded_at, timeline
-from relay.closing import CloseReason
-from relay.ledger import export
+from relay.ledger.exports import export
 from relay.models import CORRECTION_FIELDS, RelayLeg, RelaySession
-from relay.units import human_bytes, human_duration, human_moment
+from relay.rules.closing import CloseReason
+from relay.rules.units import human_bytes, human_duration, human_moment
 
 DURATIONS = ("duration_seconds", "waiting_seconds", "paired_seconds")
 COUNTERS = (

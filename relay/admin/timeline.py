@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from relay.closing import CloseReason
 from relay.models import RelayLeg, RelaySession
-from relay.units import human_bytes, human_duration
+from relay.rules.closing import CloseReason
+from relay.rules.units import human_bytes, human_duration
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """A correction of an ended session: a record of its own that refers to it, with signed differences.
 
 Whoever adds up a session and its corrections has the right figures, and so has whoever bills from exports:
-they add up what they are sent (`relay.ledger.events` says why no replaced figure would do). A correction ends
-when it is made, so that it is in the export of the period that is open then, and the exports of the past stay
-as they were.
+they add up what they are sent (`relay.ledger.exports.events` says why no replaced figure would do). A
+correction ends when it is made, so that it is in the export of the period that is open then, and the exports
+of the past stay as they were.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from uuid import UUID, uuid5
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
-from relay.ledger import nodes
+from relay.ledger.writing import nodes
 from relay.models import NAME_LENGTH, RelaySession
 
 COUNTERS = (

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid5
 
-from relay.closing import MAX_REASON_BYTES, CloseReason
 from relay.models import ADDRESS_LENGTH, NAME_LENGTH, SESSION_ID_LENGTH
-from relay.roles import Role
-from relay.traffic import Point
+from relay.rules.closing import MAX_REASON_BYTES, CloseReason
+from relay.rules.roles import Role
+from relay.rules.traffic import Point
 
 LINE_FIELDS = (
     "session_id",
@@ -108,11 +108,11 @@ class SessionRecord:
     paired_at: datetime | None = None
     timestamp: datetime | None = None
     reason: str = ""
-    """A word of `relay.closing.CloseReason`, empty while live."""
+    """A word of `relay.rules.closing.CloseReason`, empty while live."""
     node: str = ""
     legs: tuple[LegRecord, ...] = ()
     traffic: tuple[Point, ...] = ()
-    """How its bytes grew, see `relay.traffic`. Only of a closed one: each checkpoint would write it anew."""
+    """How its bytes grew, see `relay.rules.traffic`. Of a closed one: a checkpoint would write it anew."""
     owned: bool = True
     """False where another node writes the session's row: here it's only made if it's not there yet, so that
     the legs have something to belong to."""

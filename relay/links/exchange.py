@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from channels.layers import get_channel_layer
 
-from relay.roles import Role
+from relay.rules.roles import Role
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The link between two legs on different nodes: batches through the channel layer, each exactly once.
 
-`relay.window` numbers and keeps what is under way. Here are its messages, its tasks (one that sends, one that
-delivers) and its clock: when the other side is asked whether it's still there, and when it counts as lost.
+`relay.rules.window` numbers and keeps what is under way. Here are its messages, its tasks (one that sends,
+one that delivers) and its clock: when the other side is asked whether it's there, and when it counts as lost.
 
 A link outlives its legs. When a side ends, its messages carry the close and the final count of what it
 delivered, until it has the other side's, too, and the other side has its own. The side that writes the
@@ -15,13 +15,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from uuid import UUID
 
-from relay.closing import Close
 from relay.links import MessageTooBig, Meter
 from relay.links.exchange import MESSAGE_TYPE, Exchange, Message
 from relay.links.local import Send, text_bytes
-from relay.pulse import Pulse
-from relay.roles import Role
-from relay.window import Batch, Frame, Incoming, Outgoing, Verdict
+from relay.rules.closing import Close
+from relay.rules.pulse import Pulse
+from relay.rules.roles import Role
+from relay.rules.window import Batch, Frame, Incoming, Outgoing, Verdict
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from relay.ledger.drafts import Draft
+from relay.ledger.exports.drafts import Draft
 
 Write = Callable[[bytes], object]
 

@@ -4,6 +4,8 @@ import django.db.models.deletion
 import django.db.models.expressions
 from django.db import migrations, models
 
+import relay.models
+
 
 class Migration(migrations.Migration):
 
@@ -28,7 +30,7 @@ class Migration(migrations.Migration):
                 ('frames_client_to_server', models.BigIntegerField(default=0, verbose_name='frames from client to server')),
                 ('frames_server_to_client', models.BigIntegerField(default=0, verbose_name='frames from server to client')),
                 ('timestamp', models.DateTimeField(blank=True, null=True, verbose_name='ended')),
-                ('reason', models.CharField(blank=True, choices=[('peer_left', 'peer_left'), ('unauthorized', 'unauthorized'), ('forbidden', 'forbidden'), ('wait_timeout', 'wait_timeout'), ('session_full', 'session_full'), ('peer_lost', 'peer_lost'), ('replaced', 'replaced'), ('idle_timeout', 'idle_timeout'), ('stalled', 'stalled'), ('expired', 'expired'), ('link_lost', 'link_lost'), ('quota_exceeded', 'quota_exceeded'), ('closed_by_operator', 'closed_by_operator'), ('message_too_big', 'message_too_big'), ('restarting', 'restarting'), ('unavailable', 'unavailable'), ('node_lost', 'node_lost')], max_length=32, verbose_name='close reason')),
+                ('reason', models.CharField(blank=True, choices=relay.models.close_reasons, max_length=32, verbose_name='close reason')),
                 ('started_at', models.DateTimeField(verbose_name='started')),
                 ('paired_at', models.DateTimeField(blank=True, null=True, verbose_name='paired')),
                 ('node', models.CharField(blank=True, max_length=255, verbose_name='opened by node')),

@@ -13,6 +13,6 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='relaysession',
             name='traffic',
-            field=models.JSONField(db_default=models.Value([], models.JSONField()), default=list, editable=False, verbose_name='points of `relay.traffic`'),
+            field=models.JSONField(db_default=models.Value([], models.JSONField()), default=list, editable=False, verbose_name='points of the curve of its bytes'),
         ),
     ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-from relay.roles import Role
+from relay.rules.roles import Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from relay.rendezvous import Arrival, Full, Placement
-from relay.roles import Role
+from relay.rules.roles import Role
 
 
 @dataclass(slots=True)

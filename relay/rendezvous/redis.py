@@ -28,7 +28,7 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import RedisError
 
 from relay.rendezvous import Arrival, Away, Full, Placement
-from relay.roles import Role
+from relay.rules.roles import Role
 
 logger = logging.getLogger(__name__)
 

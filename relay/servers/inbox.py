@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from relay.flow import Gauge, WaterMarks
+from relay.rules.flow import Gauge, WaterMarks
 
 Message = dict[str, Any]
 

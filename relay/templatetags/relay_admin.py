@@ -6,7 +6,7 @@ from django import template
 from django.urls import reverse
 from django.utils.safestring import SafeString, mark_safe
 
-from relay.units import human_bytes, human_duration, human_moment
+from relay.rules.units import human_bytes, human_duration, human_moment
 
 register = template.Library()
 register.filter("human_bytes", human_bytes)

@@ -12,9 +12,10 @@ from django.test import Client, override_settings
 
 from relay.admin import accounts, charts, dashboard, operator
 from relay.admin.timeline import recorded_at, timeline
-from relay.ledger import corrections, figures, rows
+from relay.ledger import corrections, figures
+from relay.ledger.writing import rows
 from relay.models import RelaySession
-from relay.units import human_bytes, human_duration, human_moment
+from relay.rules.units import human_bytes, human_duration, human_moment
 from tests.databases import Database
 from tests.usage.samples import START, ended, leg, live, uuid
 

@@ -13,7 +13,8 @@ from django.test import Client, override_settings
 
 from relay import conf
 from relay.admin import operator
-from relay.ledger import generated, rows
+from relay.ledger.writing import rows
+from relay.management import generated
 from tests.databases import Database
 from tests.usage.samples import START, ended, leg, live, uuid
 

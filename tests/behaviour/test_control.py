@@ -8,7 +8,7 @@ from channels.layers import InMemoryChannelLayer
 from channels_redis.pubsub import RedisPubSubChannelLayer
 
 from relay import sessions
-from relay.closing import CloseReason
+from relay.rules.closing import CloseReason
 from tests.behaviour.clients import closed, pair
 from tests.relays import COMMANDS, Relay, running
 from tests.rows import booked

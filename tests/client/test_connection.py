@@ -22,7 +22,7 @@ from relay.client.connection import SENTENCES, Closed, RelayConnection, Unreacha
 from relay.client.noise import Handshake, NoiseError
 from relay.client.peers import Fingerprint, KnownPeers, PeerRefused, SignedClaim
 from relay.client.wire import REFUSED, WireError, agree, hello
-from relay.closing import CloseReason
+from relay.rules.closing import CloseReason
 from tests.certificates import self_signed
 from tests.client.ends import ALICE, OF_ALICE, OF_BOB, SECONDS, Tap, alice, bob, outcome
 from tests.memory import KERNEL_BYTES

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser
 from relay import sessions
 from relay.client.connection import SENTENCES, Closed
 from relay.client.reconnecting import DROPPED
-from relay.closing import CloseReason
+from relay.rules.closing import CloseReason
 from tests.behaviour.clients import closed, connect, drop, pair
 from tests.client.ends import OF_BOB
 from tests.console.ends import Visit, beside, meet, visiting

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from relay.frames import BINARY, CLOSE
+from relay.rules.frames import BINARY, CLOSE
 from tests.behaviour.raw import RawClient
 from tests.ends.streams import Form, Stream, closing, head, masked
 

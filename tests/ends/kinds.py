@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from relay.closing import CloseReason
-from relay.frames import BINARY, TEXT
+from relay.rules.closing import CloseReason
+from relay.rules.frames import BINARY, TEXT
 from tests.ends.clients import Client
 from tests.ends.streams import closing, masked
 from tests.frames_oracle import slice_frames, unmasked

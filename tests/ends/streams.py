@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 
-from relay.frames import BINARY, CLOSE, CONTINUATION
+from relay.rules.frames import BINARY, CLOSE, CONTINUATION
 from tests.frames_oracle import xor
 
 BLOCK_BYTES = 3 * 1024 * 1024

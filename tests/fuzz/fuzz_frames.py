@@ -1,4 +1,4 @@
-"""A coverage-guided fuzz target for `relay.frames` (`make fuzz`): any bytes, cut anywhere.
+"""A coverage-guided fuzz target for `relay.rules.frames` (`make fuzz`): any bytes, cut anywhere.
 
 The first byte says how the rest is cut into chunks and how big a message may be; the rest is the stream.
 """
@@ -26,8 +26,8 @@ def main() -> None:
     import atheris  # only here: the ordinary tests replay the corpus without it
 
     # The code under test and no more: the paths of the oracle are not what we look for.
-    with atheris.instrument_imports(include=["relay.frames"]):
-        import relay.frames  # noqa: F401
+    with atheris.instrument_imports(include=["relay.rules.frames"]):
+        import relay.rules.frames  # noqa: F401
     atheris.Setup(sys.argv, check)
     atheris.Fuzz()
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay import conf
-from relay.frames import BINARY, CLOSE, CONTINUATION, PING, TEXT
 from relay.links import Meter
+from relay.rules.frames import BINARY, CLOSE, CONTINUATION, PING, TEXT
 from relay.servers.daphne.websocket import WebSocket
 from tests.frames_oracle import slice_frames, unmasked
 from tests.servers.loopless import Server, small_buffers

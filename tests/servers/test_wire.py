@@ -3,8 +3,8 @@
 import pytest
 
 from relay import conf
-from relay.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
 from relay.links import Meter
+from relay.rules.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
 from tests.frames_oracle import slice_frames
 from tests.servers.loopless import Server, small_buffers
 from tests.test_frames import masked

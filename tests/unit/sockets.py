@@ -3,9 +3,9 @@
 import asyncio
 from typing import Any
 
-from relay.consumers import RelayConsumer
-from relay.grants import SCOPE_KEY, Grant, Refused
-from relay.roles import Role
+from relay.entry.consumers import RelayConsumer
+from relay.rules.grants import SCOPE_KEY, Grant, Refused
+from relay.rules.roles import Role
 
 
 def grant(role: Role | None = None, subject: str | None = None) -> Grant:

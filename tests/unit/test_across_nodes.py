@@ -6,8 +6,8 @@ from uuid import uuid4
 
 import pytest
 
-from relay.closing import Close, CloseReason
-from relay.roles import Role
+from relay.rules.closing import Close, CloseReason
+from relay.rules.roles import Role
 from tests.unit.two_nodes import EARLIER, EXCHANGED, ONE_WAY_SECONDS, OPENER, Pair, counts, layer, over
 from tests.unit.virtual import virtually
 

@@ -73,7 +73,14 @@ def test_a_secret_key_has_to_have_as_many_bytes_as_its_hash(settings, key, found
     assert ids() == found
 
 
-@pytest.mark.parametrize("layer", ["relay.layers.MemoryChannelLayer", "channels.layers.InMemoryChannelLayer"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "relay.links.memory_layer.MemoryChannelLayer",
+        "relay.layers.MemoryChannelLayer",
+        "channels.layers.InMemoryChannelLayer",
+    ],
+)
 def test_a_channel_layer_of_one_process_is_enough_for_one_alone(settings, layer):
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": layer}}
     assert not ids()

@@ -1,8 +1,8 @@
-"""Promises of `relay.closing`."""
+"""Promises of `relay.rules.closing`."""
 
 import pytest
 
-from relay.closing import MAX_REASON_BYTES, Close, CloseReason, clip
+from relay.rules.closing import MAX_REASON_BYTES, Close, CloseReason, clip
 
 CODES = {
     "unauthorized": 4401,

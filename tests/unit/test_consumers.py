@@ -1,4 +1,4 @@
-"""Promises of `relay.consumers` and of what it stands on: one leg, without a server and without a network."""
+"""Promises of `relay.entry.consumers` and of what it stands on: one leg, without a server or a network."""
 
 import asyncio
 from typing import Any
@@ -8,11 +8,11 @@ import pytest
 from channels.layers import get_channel_layer
 
 from relay import sessions
-from relay.closing import Close, CloseReason
-from relay.consumers import SUBPROTOCOL, _close_for_peer
-from relay.grants import Refused
+from relay.entry.consumers import SUBPROTOCOL, _close_for_peer
 from relay.links import Meter
-from relay.roles import Role
+from relay.rules.closing import Close, CloseReason
+from relay.rules.grants import Refused
+from relay.rules.roles import Role
 from tests.unit.sockets import Socket, grant, turns
 
 EMPTY_FRAMES_KEPT = 8
@@ -363,7 +363,7 @@ async def test_an_event_of_the_group_ends_the_session_with_its_reason_and_detail
 async def test_a_channel_layer_that_fails_is_asked_again_and_the_session_goes_on(
     here, session_id, monkeypatch, caplog
 ):
-    monkeypatch.setattr("relay.consumers.CHANNEL_LAYER_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("relay.entry.consumers.CHANNEL_LAYER_RETRY_SECONDS", 0.01)
     layer = get_channel_layer()
     receive = layer.receive
     answers = iter([ConnectionError("a restart")] * 2)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from relay.links.exchange import MESSAGE_TYPE, RETRY_SECONDS, Exchange
-from relay.roles import Role
+from relay.rules.roles import Role
 from tests.unit.two_nodes import Layer, layer
 from tests.unit.virtual import virtually
 

@@ -14,7 +14,7 @@ import multiprocessing, sys
 import django
 
 django.setup()
-from relay.ledger.exits import at_exit, not_at_exit
+from relay.ledger.writing.exits import at_exit, not_at_exit
 
 def first(): print("registered first", flush=True)
 def last(): print("registered last", flush=True)

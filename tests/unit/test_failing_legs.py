@@ -6,8 +6,8 @@ from unittest.mock import Mock
 import pytest
 
 from relay import sessions
-from relay.closing import CloseReason
-from relay.consumers import RelayConsumer
+from relay.entry.consumers import RelayConsumer
+from relay.rules.closing import CloseReason
 from tests.unit.sockets import Socket
 
 

@@ -1,10 +1,10 @@
-"""Promises of `relay.flow`."""
+"""Promises of `relay.rules.flow`."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.flow import Gauge, WaterMarks
+from relay.rules.flow import Gauge, WaterMarks
 
 
 def test_a_feeder_pauses_above_the_high_mark_and_not_at_it():

@@ -1,11 +1,11 @@
-"""Promises of `relay.forwarded`: only a trusted balancer says who is behind it."""
+"""Promises of `relay.entry.forwarded`: only a trusted balancer says who is behind it."""
 
 from typing import Any
 
 import pytest
 
 from relay import conf
-from relay.forwarded import ForwardedMiddleware
+from relay.entry.forwarded import ForwardedMiddleware
 
 BALANCER = "10.0.0.1"
 

@@ -1,12 +1,12 @@
-"""Promises of `relay.grants`: what the claims of a verified token allow."""
+"""Promises of `relay.rules.grants`: what the claims of a verified token allow."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.closing import CloseReason
-from relay.grants import MAX_CLAIM_CHARS, Grant, Refused, grant_from_claims, is_session_id
-from relay.roles import Role
+from relay.rules.closing import CloseReason
+from relay.rules.grants import MAX_CLAIM_CHARS, Grant, Refused, grant_from_claims, is_session_id
+from relay.rules.roles import Role
 
 EXP = {"exp": 2_000_000_000}
 

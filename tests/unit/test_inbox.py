@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from relay.flow import WaterMarks
+from relay.rules.flow import WaterMarks
 from relay.servers.inbox import MESSAGE_BYTES, Inbox
 
 

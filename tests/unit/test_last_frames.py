@@ -5,7 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from relay.closing import Close, CloseReason
+from relay.rules.closing import Close, CloseReason
 from tests.unit.sockets import Socket, turns
 
 

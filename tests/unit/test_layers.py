@@ -6,7 +6,7 @@ import pytest
 from channels.layers import InMemoryChannelLayer
 from django.conf import settings
 
-from relay.layers import CLEAN_SECONDS, MemoryChannelLayer
+from relay.links.memory_layer import CLEAN_SECONDS, MemoryChannelLayer
 
 
 @pytest.fixture
@@ -54,4 +54,4 @@ async def test_what_has_expired_goes(clock: list[float]) -> None:
 
 
 def test_the_project_has_it() -> None:
-    assert settings.CHANNEL_LAYERS["default"]["BACKEND"] == "relay.layers.MemoryChannelLayer"
+    assert settings.CHANNEL_LAYERS["default"]["BACKEND"] == "relay.links.memory_layer.MemoryChannelLayer"

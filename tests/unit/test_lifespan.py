@@ -8,10 +8,10 @@ from unittest.mock import Mock
 import pytest
 
 from relay import conf, servers, sessions
-from relay.grants import Grant
-from relay.live import Leg, Port
 from relay.rendezvous.memory import MemoryRendezvous
+from relay.rules.grants import Grant
 from relay.servers.lifespan import lifespan
+from relay.sessions.live import Leg, Port
 
 
 class Server:
@@ -129,7 +129,7 @@ async def test_waiting_for_a_record_outlasts_being_cancelled_again_and_again(her
 
 
 async def test_waiting_for_a_record_is_bounded(here, monkeypatch):
-    monkeypatch.setattr(sessions, "SAFE_SECONDS", 0.01)
+    monkeypatch.setattr(sessions.service, "SAFE_SECONDS", 0.01)
     async with asyncio.timeout(5):
         await here.saved(await seated(here))
 

@@ -6,11 +6,11 @@ from uuid import uuid4
 
 import pytest
 
-from relay.closing import Close, CloseReason
-from relay.grants import Grant
-from relay.live import Leg, LiveSession, Port, now_utc
-from relay.roles import Role
-from relay.session import Session
+from relay.rules.closing import Close, CloseReason
+from relay.rules.grants import Grant
+from relay.rules.lifecycle import Session
+from relay.rules.roles import Role
+from relay.sessions.live import Leg, LiveSession, Port, now_utc
 
 DONE = Close.by_peer(4321, "done")
 

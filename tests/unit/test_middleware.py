@@ -1,4 +1,4 @@
-"""Promises of `relay.middleware`: where a token may stand, and what becomes of a bad one."""
+"""Promises of `relay.entry.tokens`: where a token may stand, and what becomes of a bad one."""
 
 import base64
 import time
@@ -9,9 +9,9 @@ import pytest
 from rest_framework_simplejwt.state import token_backend
 
 from relay import conf
-from relay.closing import CloseReason
-from relay.grants import SCOPE_KEY, Grant, Refused
-from relay.middleware import TokenMiddleware, token_of
+from relay.entry.tokens import TokenMiddleware, token_of
+from relay.rules.closing import CloseReason
+from relay.rules.grants import SCOPE_KEY, Grant, Refused
 
 HEADER, SUBPROTOCOL, QUERY = "from.the.header", "from.the.subprotocol", "from.the.query"
 

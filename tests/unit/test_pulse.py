@@ -1,8 +1,8 @@
-"""Promises of `relay.pulse`."""
+"""Promises of `relay.rules.pulse`."""
 
 import pytest
 
-from relay.pulse import (
+from relay.rules.pulse import (
     FIRST_QUESTION_SECONDS,
     LONGEST_LOOK_SECONDS,
     LONGEST_QUESTION_SECONDS,

@@ -7,12 +7,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from relay.closing import Close, CloseReason
 from relay.links import MessageTooBig, Meter
 from relay.links.remote import ACK_SECONDS, RETRY_SECONDS, RemoteLink
-from relay.pulse import LONGEST_QUESTION_SECONDS
-from relay.roles import Role
-from relay.window import FRAME_BYTES
+from relay.rules.closing import Close, CloseReason
+from relay.rules.pulse import LONGEST_QUESTION_SECONDS
+from relay.rules.roles import Role
+from relay.rules.window import FRAME_BYTES
 from tests.unit.virtual import virtually
 
 WINDOW, BATCH, LARGEST = 2000, 1000, 1000

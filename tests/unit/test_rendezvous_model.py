@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 from relay.rendezvous import Arrival, Full, Placement, Rendezvous
 from relay.rendezvous.memory import MemoryRendezvous
 from relay.rendezvous.redis import RedisRendezvous
-from relay.roles import Role
+from relay.rules.roles import Role
 
 LIFETIME = 1_000.0
 NODES = 3

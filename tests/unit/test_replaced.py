@@ -6,9 +6,9 @@ from unittest.mock import Mock
 import pytest
 
 from relay import conf, sessions
-from relay.grants import SCOPE_KEY, Grant
 from relay.rendezvous.memory import MemoryRendezvous
-from relay.roles import Role
+from relay.rules.grants import SCOPE_KEY, Grant
+from relay.rules.roles import Role
 from relay.sessions import Port, Sessions
 from tests.unit.test_failing_legs import Socket
 

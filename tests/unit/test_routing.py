@@ -9,8 +9,8 @@ import pytest
 from rest_framework_simplejwt.state import token_backend
 
 from relay import routing, servers, sessions
-from relay.closing import CloseReason
-from relay.grants import SESSION_ID_RULE, Refused
+from relay.rules.closing import CloseReason
+from relay.rules.grants import SESSION_ID_RULE, Refused
 
 
 async def answers(

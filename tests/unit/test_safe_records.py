@@ -6,7 +6,7 @@ import pytest
 from django.db import OperationalError
 
 from relay.ledger import Ledger
-from relay.ledger.lines import LinePrinter, usage_log
+from relay.ledger.writing.lines import LinePrinter, usage_log
 from tests.usage.samples import ended
 
 SOON = 20.0

@@ -1,4 +1,4 @@
-"""Promises of `relay.session`: the life of a session, without I/O."""
+"""Promises of `relay.rules.lifecycle`: the life of a session, without I/O."""
 
 from uuid import uuid4
 
@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.closing import Close, CloseReason
-from relay.roles import Role
-from relay.session import ENDINGS, Session, State, TransitionError
+from relay.rules.closing import Close, CloseReason
+from relay.rules.lifecycle import ENDINGS, Session, State, TransitionError
+from relay.rules.roles import Role
 
 
 def waiting(now: float = 0.0) -> Session:

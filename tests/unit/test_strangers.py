@@ -7,11 +7,12 @@ from uuid import UUID, uuid4
 import pytest
 
 from relay import conf
-from relay.closing import Close, CloseReason
-from relay.grants import Grant, Refused
 from relay.rendezvous import Full, Placement
-from relay.roles import Role
-from relay.sessions import REMEMBERED_ENDS, Port, Sessions
+from relay.rules.closing import Close, CloseReason
+from relay.rules.grants import Grant, Refused
+from relay.rules.roles import Role
+from relay.sessions import Port, Sessions
+from relay.sessions.service import REMEMBERED_ENDS
 
 
 def hello(session_id: str, session: UUID) -> dict:

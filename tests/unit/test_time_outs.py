@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from relay import conf
-from relay.closing import CloseReason
-from relay.grants import Grant
 from relay.rendezvous.memory import MemoryRendezvous
-from relay.roles import Role
+from relay.rules.closing import CloseReason
+from relay.rules.grants import Grant
+from relay.rules.roles import Role
 from relay.sessions import Leg, Port, Sessions
 from tests.unit.two_nodes import Book, Socket
 from tests.unit.virtual import virtually

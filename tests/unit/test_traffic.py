@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.traffic import MOST_POINTS, Traffic
+from relay.rules.traffic import MOST_POINTS, Traffic
 
 steps = st.lists(
     st.tuples(st.integers(0, 100_000), st.integers(0, 2**40), st.integers(0, 2**40)), max_size=400

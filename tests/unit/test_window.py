@@ -1,10 +1,10 @@
-"""Promises of `relay.window`."""
+"""Promises of `relay.rules.window`."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.window import FRAME_BYTES, Incoming, Outgoing, Verdict
+from relay.rules.window import FRAME_BYTES, Incoming, Outgoing, Verdict
 
 
 def outgoing(window: int = 10_000, batch: int = 1_000) -> Outgoing:

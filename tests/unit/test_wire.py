@@ -2,8 +2,8 @@
 
 import pytest
 
-from relay.frames import CLOSE, PING, PONG
-from relay.wire import Wire
+from relay.rules.frames import CLOSE, PING, PONG
+from relay.rules.wire import Wire
 
 
 @pytest.fixture

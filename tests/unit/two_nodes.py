@@ -15,14 +15,14 @@ from uuid import UUID
 import pytest
 
 import relay.links.exchange
-import relay.sessions
+import relay.sessions.service
 from relay import conf
-from relay.closing import Close
-from relay.grants import Grant
 from relay.ledger import LegRecord, SessionRecord
 from relay.ledger.records import merge
 from relay.rendezvous.memory import MemoryRendezvous
-from relay.roles import Role
+from relay.rules.closing import Close
+from relay.rules.grants import Grant
+from relay.rules.roles import Role
 from relay.sessions import Leg, Port, Sessions
 from tests.unit.virtual import VirtualLoop
 
@@ -289,6 +289,6 @@ async def over(work: Awaitable[Any]) -> float:
 def layer(monkeypatch: pytest.MonkeyPatch) -> Layer:
     """The channel layer of all nodes."""
     layer = Layer()
-    for module in (relay.links.exchange, relay.sessions):
+    for module in (relay.links.exchange, relay.sessions.service):
         monkeypatch.setattr(module, "get_channel_layer", lambda: layer)
     return layer

@@ -13,10 +13,10 @@ from django.core.management import call_command
 from django.test import Client, override_settings
 
 from relay.admin import charts
-from relay.ledger import rows
 from relay.ledger.corrections import correct
+from relay.ledger.writing import rows
 from relay.models import RelayLeg, RelaySession, UsageExport
-from relay.units import human_bytes, human_duration
+from relay.rules.units import human_bytes, human_duration
 from tests.databases import Database
 from tests.usage.samples import START, ended, leg, live, uuid
 

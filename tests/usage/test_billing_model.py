@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from django.core.management import call_command
 
-from relay.ledger import corrections, pruning, rows
+from relay.ledger import corrections, pruning
+from relay.ledger.writing import rows
 from relay.models import ExportedSession, RelaySession, UsageExport
 from tests.databases import Database
 from tests.usage.samples import ended

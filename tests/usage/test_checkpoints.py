@@ -7,13 +7,14 @@ from unittest.mock import Mock
 
 import pytest
 
-from relay import conf, live, sessions
-from relay.closing import Close, CloseReason
-from relay.grants import Grant
+from relay import conf, sessions
 from relay.ledger import SessionRecord
 from relay.rendezvous.memory import MemoryRendezvous
-from relay.roles import Role
-from relay.sessions import SLICE_SESSIONS, Leg, Port, Sessions
+from relay.rules.closing import Close, CloseReason
+from relay.rules.grants import Grant
+from relay.rules.roles import Role
+from relay.sessions import Leg, Port, Sessions, live
+from relay.sessions.service import SLICE_SESSIONS
 
 
 class Book:

@@ -11,7 +11,9 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 from django.forms import model_to_dict
 
-from relay.ledger import corrections, export, rows
+from relay.ledger import corrections
+from relay.ledger.exports import export
+from relay.ledger.writing import rows
 from relay.models import RelaySession
 from tests.databases import Database
 from tests.usage.samples import START, ended, live, uuid

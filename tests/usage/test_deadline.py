@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from relay.ledger import deadline
-from relay.ledger.deadline import Deadline
+from relay.ledger.writing import deadline
+from relay.ledger.writing.deadline import Deadline
 from tests.databases import Database
 
 SECONDS = 5.0

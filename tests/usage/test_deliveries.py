@@ -20,7 +20,8 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import OperationalError, connections
 
-from relay.ledger import deliveries, drafts, rows
+from relay.ledger.exports import deliveries, drafts
+from relay.ledger.writing import rows
 from relay.models import ExportedSession, UsageExport
 from tests.databases import Database
 from tests.usage.samples import START, ended, live

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relay.ledger import drafts
+from relay.ledger.exports import drafts
 
 
 def write(target: Path, text: str, *, replace: bool) -> None:

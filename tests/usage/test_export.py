@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, call_command
 
-from relay.ledger import export, rows
+from relay.ledger.exports import export
+from relay.ledger.writing import rows
 from relay.management.output import open_output
 from tests.databases import Database
 from tests.usage.samples import START, ended, live
@@ -223,7 +224,7 @@ def test_rows_are_streamed_while_the_relay_writes(database: Database) -> None:
             sys.executable,
             "-c",
             "import django; django.setup()\n"
-            "from relay.ledger import rows\n"
+            "from relay.ledger.writing import rows\n"
             "from tests.usage.samples import ended, START\n"
             "rows.write([ended(10**6, timestamp=START)], 'default')",
         ],

@@ -15,8 +15,9 @@ import pytest
 from django.core.management import call_command
 from django.db import OperationalError, connection
 
-from relay.ledger import columns, events, export, rows
-from relay.ledger.formats import Options
+from relay.ledger.exports import columns, events, export
+from relay.ledger.exports.formats import Options
+from relay.ledger.writing import rows
 from relay.management.output import open_output
 from relay.models import RelaySession
 from tests.databases import Database

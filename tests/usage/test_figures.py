@@ -8,9 +8,11 @@ import pytest
 from django.core.cache import cache
 
 from relay.admin import charts
-from relay.ledger import figures, generated, rows
+from relay.ledger import figures
 from relay.ledger.records import SessionRecord
-from relay.units import human_bytes
+from relay.ledger.writing import rows
+from relay.management import generated
+from relay.rules.units import human_bytes
 from tests.databases import Database
 from tests.usage.samples import ended, leg, live
 

@@ -18,8 +18,9 @@ from pyarrow import parquet
 from pydantic import ConfigDict, TypeAdapter
 from stripe.params.billing import MeterEventCreateParams
 
-from relay.ledger import events, export, rows
-from relay.ledger.formats import FormatError, Options
+from relay.ledger.exports import events, export
+from relay.ledger.exports.formats import FormatError, Options
+from relay.ledger.writing import rows
 from relay.models import RelaySession
 from tests.databases import Database, Postgres, as_default, sqlite_url
 from tests.usage.samples import START, ended, live, uuid
@@ -149,8 +150,8 @@ def test_parquet_has_typed_columns_and_the_rows_of_the_other_formats(filled: Dat
 def test_parquet_of_many_rows_has_groups_and_of_none_its_columns(
     filled: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.ledger.parquet.GROUP_ROWS", 3)
-    monkeypatch.setattr("relay.ledger.export.ROWS_IN_MEMORY", 2)
+    monkeypatch.setattr("relay.ledger.exports.parquet.GROUP_ROWS", 3)
+    monkeypatch.setattr("relay.ledger.exports.export.ROWS_IN_MEMORY", 2)
     file = parquet.ParquetFile(io.BytesIO(exported("parquet")))
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [4, 3]
     RelaySession.objects.filter(corrects__isnull=False).delete()

@@ -8,10 +8,11 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db.models import F, Sum
 
-from relay.closing import CloseReason
-from relay.ledger import generated, rows
+from relay.ledger.writing import rows
+from relay.management import generated
 from relay.models import RelayLeg, RelaySession
-from relay.session import ENDINGS, State
+from relay.rules.closing import CloseReason
+from relay.rules.lifecycle import ENDINGS, State
 from tests.databases import Database
 from tests.usage.samples import ended
 

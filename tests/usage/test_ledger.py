@@ -16,9 +16,10 @@ import pytest
 from django.core.management import call_command
 from django.db import OperationalError, connection, connections
 
-from relay.ledger import Ledger, SessionRecord, log_line, rows
-from relay.ledger.lines import REMEMBERED
+from relay.ledger import Ledger, SessionRecord, log_line
 from relay.ledger.records import LINE_FIELDS, plain
+from relay.ledger.writing import rows
+from relay.ledger.writing.lines import REMEMBERED
 from relay.models import CORRECTION_FIELDS, RelayLeg, RelaySession
 from tests.databases import Database, Postgres, as_default
 from tests.usage.samples import START, ended, leg, live, uuid
@@ -380,7 +381,7 @@ def test_flush_and_close_of_an_unused_ledger_return_at_once(database: Database) 
 
 
 def test_sessions_remembered_as_printed_are_bounded(lines: list[str]) -> None:
-    from relay.ledger.lines import LinePrinter
+    from relay.ledger.writing.lines import LinePrinter
 
     printer = LinePrinter()
     for number in range(REMEMBERED + 10):

@@ -24,9 +24,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from relay.ledger import Ledger, SessionRecord, log_line, nodes, rows
+from relay.ledger import Ledger, SessionRecord, log_line
 from relay.ledger.records import LINE_FIELDS, plain
-from relay.ledger.spool import Spool
+from relay.ledger.writing import nodes, rows
+from relay.ledger.writing.spool import Spool
 from relay.models import RelayLeg, RelayNode, RelaySession
 from tests.databases import Database
 from tests.usage.samples import START, leg, live

@@ -14,7 +14,7 @@ from django.db import OperationalError, connection, connections
 
 from relay import conf
 from relay.ledger import Ledger, log_line
-from relay.ledger.spool import Entry, Spool, spools
+from relay.ledger.writing.spool import Entry, Spool, spools
 from relay.models import RelayLeg, RelaySession
 from tests.databases import Database, Postgres, as_default
 from tests.usage.samples import START, ended, leg, live

@@ -9,7 +9,8 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 
-from relay.ledger import corrections, pruning, rows
+from relay.ledger import corrections, pruning
+from relay.ledger.writing import rows
 from relay.models import ExportedSession, RelayLeg, RelaySession, UsageExport
 from tests.databases import Database
 from tests.usage.samples import ended, leg, live, uuid

@@ -15,7 +15,8 @@ from django.core.management import call_command
 from django.db import connection
 from django.test import Client, override_settings
 
-from relay.ledger import export, nodes
+from relay.ledger.exports import export
+from relay.ledger.writing import nodes
 from relay.models import RelayLeg, RelayNode, RelaySession
 from tests.databases import Postgres, as_default, sqlite_url
 from tests.usage.samples import uuid

@@ -16,8 +16,9 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError
 
 from relay import conf
-from relay.ledger import Ledger, log_line, nodes, rows
-from relay.ledger.spool import Entry, Spool
+from relay.ledger import Ledger, log_line
+from relay.ledger.writing import nodes, rows
+from relay.ledger.writing.spool import Entry, Spool
 from relay.models import RelayLeg, RelayNode, RelaySession
 from tests.databases import Database
 from tests.usage.samples import START, ended, leg, live

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.ledger import spool as spool_module
 from relay.ledger.records import SessionRecord, merge
-from relay.ledger.replay import batches, taken_over
-from relay.ledger.spool import Entry, Spool, abandoned, decode, encode, read, spools
+from relay.ledger.writing import spool as spool_module
+from relay.ledger.writing.replay import batches, taken_over
+from relay.ledger.writing.spool import Entry, Spool, abandoned, decode, encode, read, spools
 from tests.usage.samples import START, ended, leg, live, uuid
 
 MIB = 1024 * 1024
@@ -196,7 +196,7 @@ def test_what_a_killed_process_was_told_is_kept_is_there(tmp_path):
     code = (
         "import django, sys; django.setup()\n"
         "from pathlib import Path\n"
-        "from relay.ledger.spool import Entry, Spool\n"
+        "from relay.ledger.writing.spool import Entry, Spool\n"
         "from tests.usage.samples import ended\n"
         "spool = Spool(Path(sys.argv[1]), 'victim', 10**9)\n"
         "for number in range(10**6):\n"

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from django.db import DataError, OperationalError, connections
 
-from relay.ledger import Ledger, log_line, nodes, replay, rows, settling, writer
-from relay.ledger.lines import LinePrinter
-from relay.ledger.spool import Entry, Spool
+from relay.ledger import Ledger, log_line
+from relay.ledger.writing import nodes, replay, rows, settling, writer
+from relay.ledger.writing.lines import LinePrinter
+from relay.ledger.writing.spool import Entry, Spool
 from relay.models import RelayLeg, RelayNode, RelaySession
 from tests.databases import Database
 from tests.usage.samples import START, ended, leg, live, uuid

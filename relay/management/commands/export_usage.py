@@ -16,8 +16,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 from tqdm import tqdm
 
-from relay.ledger import deliveries, events, export
-from relay.ledger.formats import FormatError, Options
+from relay.ledger.exports import deliveries, events, export
+from relay.ledger.exports.formats import FormatError, Options
 from relay.management.output import open_output
 from relay.models import DESTINATION_LENGTH, NAME_LENGTH, UsageExport
 

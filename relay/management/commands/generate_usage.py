@@ -10,7 +10,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, DatabaseError
 
-from relay.ledger import export, generated, rows
+from relay.ledger.exports import export
+from relay.ledger.writing import rows
+from relay.management import generated
 from relay.models import RelaySession
 
 AT_ONCE = 5000

@@ -8,8 +8,10 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, DatabaseError
 
 from relay import conf
-from relay.ledger import export, nodes, pruning
+from relay.ledger import pruning
+from relay.ledger.exports import export
 from relay.ledger.records import iso
+from relay.ledger.writing import nodes
 
 
 class Command(BaseCommand):

@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 
 from relay import conf
-from relay.ledger import settling
+from relay.ledger.writing import settling
 
 
 class Command(BaseCommand):

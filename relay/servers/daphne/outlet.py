@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.protocols.policies import ProtocolWrapper
 
-from relay.flow import Gauge, WaterMarks
+from relay.rules.flow import Gauge, WaterMarks
 
 
 class Outlet:

@@ -13,12 +13,12 @@ from autobahn.twisted.websocket import WebSocketServerProtocol
 from twisted.internet.tcp import Connection
 
 from relay import conf
-from relay.closing import ABNORMAL, NO_STATUS, clip
-from relay.flow import WaterMarks
-from relay.frames import CLOSE, INVALID_DATA, MESSAGE_TOO_BIG, PING, PONG, PROTOCOL_ERROR
+from relay.rules.closing import ABNORMAL, NO_STATUS, clip
+from relay.rules.flow import WaterMarks
+from relay.rules.frames import CLOSE, INVALID_DATA, MESSAGE_TOO_BIG, PING, PONG, PROTOCOL_ERROR
+from relay.rules.wire import Wire
 from relay.servers.daphne.outlet import Outlet
 from relay.servers.daphne.splice import Splice
-from relay.wire import Wire
 
 READ_SLICE = 16 * 1024
 """Bytes given to autobahn at a time: it copies what it holds twice for each frame in it."""

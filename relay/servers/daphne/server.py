@@ -23,7 +23,7 @@ from twisted.logger import (
 )
 
 from relay import conf, servers
-from relay.closing import Close, CloseReason
+from relay.rules.closing import Close, CloseReason
 from relay.servers.daphne import access
 from relay.servers.daphne.http import Factory, Request
 from relay.servers.daphne.outlet import socket_of

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.tcp import Connection
 
-from relay.frames import CLOSE, PING, Control, Forwarder
 from relay.links import Meter
+from relay.rules.frames import CLOSE, PING, Control, Forwarder
 
 if TYPE_CHECKING:
     from relay.servers.daphne.protocol import Protocol

@@ -8,9 +8,9 @@ from autobahn.twisted.websocket import WebSocketServerFactory
 from twisted.internet import defer
 
 from relay import conf
-from relay.flow import WaterMarks
-from relay.frames import BINARY, TEXT, frame_header
 from relay.links import SPLICE_EXTENSION, Meter
+from relay.rules.flow import WaterMarks
+from relay.rules.frames import BINARY, TEXT, frame_header
 from relay.servers.daphne.http import checked_headers, final_response
 from relay.servers.daphne.protocol import Hold, Protocol, is_valid_code
 from relay.servers.daphne.splice import Splice

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from relay.ledger.columns import Column
+from relay.ledger.exports.columns import Column
 
 Rows = Sequence[tuple[Any, ...]]
 

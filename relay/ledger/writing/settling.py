@@ -7,10 +7,10 @@ from pathlib import Path
 
 from django.db import DEFAULT_DB_ALIAS
 
-from relay.ledger import nodes, replay
-from relay.ledger.lines import LinePrinter
 from relay.ledger.records import SessionRecord
-from relay.ledger.spool import node_of
+from relay.ledger.writing import nodes, replay
+from relay.ledger.writing.lines import LinePrinter
+from relay.ledger.writing.spool import node_of
 
 
 @dataclass(slots=True)

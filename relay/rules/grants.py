@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from relay.closing import Close, CloseReason
-from relay.roles import Role
+from relay.rules.closing import Close, CloseReason
+from relay.rules.roles import Role
 
 SESSION_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}", re.ASCII)
 """A session id: the unreserved characters of a URL (RFC 3986 section 2.3), so that it needs no escaping."""

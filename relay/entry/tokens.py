@@ -15,8 +15,8 @@ from rest_framework_simplejwt.settings import api_settings
 from rest_framework_simplejwt.state import token_backend
 
 from relay import conf
-from relay.closing import CloseReason
-from relay.grants import SCOPE_KEY, Grant, Refused, grant_from_claims
+from relay.rules.closing import CloseReason
+from relay.rules.grants import SCOPE_KEY, Grant, Refused, grant_from_claims
 
 logger = logging.getLogger(__name__)
 

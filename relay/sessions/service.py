@@ -20,18 +20,18 @@ from weakref import WeakValueDictionary
 from channels.layers import get_channel_layer
 
 from relay import conf
-from relay.closing import Close, CloseReason
-from relay.grants import Grant, Refused
 from relay.ledger import Ledger, SessionRecord, at_exit
 from relay.links.exchange import MESSAGE_TYPE, Exchange, Message
 from relay.links.local import LocalLink
-from relay.live import NODE, Leg, LiveSession, Port, now_utc
-from relay.remote import RemoteSession
 from relay.rendezvous import Arrival, Away, Full, Placement, Rendezvous
 from relay.rendezvous.memory import MemoryRendezvous
 from relay.rendezvous.redis import RedisRendezvous
-from relay.roles import Role
-from relay.session import ENDINGS, Session, State
+from relay.rules.closing import Close, CloseReason
+from relay.rules.grants import Grant, Refused
+from relay.rules.lifecycle import ENDINGS, Session, State
+from relay.rules.roles import Role
+from relay.sessions.across_nodes import RemoteSession
+from relay.sessions.live import NODE, Leg, LiveSession, Port, now_utc
 
 __all__ = ["CLOSE_EVENT", "NODE", "Leg", "Port", "Recorder", "Sessions", "group_name", "of_this_process"]
 

@@ -14,9 +14,9 @@ from uuid import UUID
 from django.db import connections, transaction
 from django.db.models import Exists, OuterRef, Q
 
-from relay.closing import CloseReason
 from relay.ledger.records import SessionRecord, milliseconds
 from relay.models import RelayLeg, RelayNode, RelaySession
+from relay.rules.closing import CloseReason
 
 SESSIONS_AT_ONCE = 1000
 """Closed by one statement: as many as one batch of the writer usually has."""

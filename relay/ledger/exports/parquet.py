@@ -5,8 +5,8 @@ from importlib import import_module
 from itertools import chain
 from typing import Any
 
-from relay.ledger.columns import Column
-from relay.ledger.formats import FormatError, Rows
+from relay.ledger.exports.columns import Column
+from relay.ledger.exports.formats import FormatError, Rows
 
 GROUP_ROWS = 20_000
 """Rows in a row group, which is what is kept in memory at once: some 20 MB."""

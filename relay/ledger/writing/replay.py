@@ -10,9 +10,9 @@ from uuid import UUID
 
 from django.db import DataError, IntegrityError
 
-from relay.ledger import nodes, rows
 from relay.ledger.records import SessionRecord, rest_of
-from relay.ledger.spool import Entry, abandoned, merge_entries, read, spools
+from relay.ledger.writing import nodes, rows
+from relay.ledger.writing.spool import Entry, abandoned, merge_entries, read, spools
 from relay.models import RelaySession
 
 BATCH = 2000

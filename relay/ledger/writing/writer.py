@@ -13,13 +13,13 @@ from uuid import UUID
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from relay import conf
-from relay.ledger import replay
-from relay.ledger.deadline import Deadline
-from relay.ledger.exits import at_exit, not_at_exit
-from relay.ledger.heart import Heart
-from relay.ledger.lines import LinePrinter
 from relay.ledger.records import SessionRecord, merge
-from relay.ledger.spool import Entry, Spool, node_of
+from relay.ledger.writing import replay
+from relay.ledger.writing.deadline import Deadline
+from relay.ledger.writing.exits import at_exit, not_at_exit
+from relay.ledger.writing.heart import Heart
+from relay.ledger.writing.lines import LinePrinter
+from relay.ledger.writing.spool import Entry, Spool, node_of
 
 FIRST_RETRY_SECONDS = 0.1
 """Pause after the first failure, doubled with each further one: a dropped connection costs next to none."""

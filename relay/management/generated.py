@@ -13,11 +13,11 @@ from datetime import datetime, timedelta
 from itertools import accumulate
 from uuid import UUID
 
-from relay.closing import Close, CloseReason
 from relay.ledger.records import LegRecord, SessionRecord, milliseconds
-from relay.roles import Role
-from relay.session import ENDINGS, State
-from relay.traffic import MOST_POINTS, Point
+from relay.rules.closing import Close, CloseReason
+from relay.rules.lifecycle import ENDINGS, State
+from relay.rules.roles import Role
+from relay.rules.traffic import MOST_POINTS, Point
 
 NODE_PREFIX = "generated/"
 """A host name has no slash, so no process is ever called like this."""

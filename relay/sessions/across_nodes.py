@@ -5,7 +5,7 @@ other node's final count; the other node keeps all it would take to write the re
 owner's is safe, in the database or on the owner's disk. Where the owner says nothing any more, the other node
 writes it, with what it was told last. Nobody asks for the right to: the row in the database is the only
 judge. Whoever ends it first has ended it, its line is printed by who did, and what a later one counted beyond
-it is a record of its own (`relay.ledger.replay`). So, wherever a process is killed:
+it is a record of its own (`relay.ledger.writing.replay`). So, wherever a process is killed:
 
 - The owner before it has recorded, or with the record in its memory alone: it hasn't told that it's safe. The
   other node asks on, gets no answer, and writes.
@@ -27,11 +27,11 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from relay import conf
-from relay.closing import Close, CloseReason
 from relay.ledger.records import iso
 from relay.links.exchange import Exchange
 from relay.links.remote import RemoteLink
-from relay.live import LiveSession
+from relay.rules.closing import Close, CloseReason
+from relay.sessions.live import LiveSession
 
 DRAIN_POLL_SECONDS = 0.05
 """Between two looks at whether all is delivered while a node drains: once in its life, so it may be plain."""

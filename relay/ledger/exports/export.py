@@ -16,9 +16,9 @@ from typing import Any
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.models import F, QuerySet
 
-from relay.ledger import columns, events
-from relay.ledger.formats import Csv, Encoder, FormatError, JsonLines, Options
-from relay.ledger.parquet import Parquet
+from relay.ledger.exports import columns, events
+from relay.ledger.exports.formats import Csv, Encoder, FormatError, JsonLines, Options
+from relay.ledger.exports.parquet import Parquet
 from relay.ledger.records import iso
 from relay.models import RelaySession
 

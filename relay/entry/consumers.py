@@ -11,11 +11,11 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 
 from relay import conf, sessions
-from relay.closing import ABNORMAL, NO_STATUS, Close, CloseReason
-from relay.flow import Gauge, WaterMarks
-from relay.grants import SCOPE_KEY, SESSION_ID_RULE, Grant, Refused, is_session_id
 from relay.links import SPLICE_EXTENSION, MessageTooBig
 from relay.links.local import Message, payload_bytes
+from relay.rules.closing import ABNORMAL, NO_STATUS, Close, CloseReason
+from relay.rules.flow import Gauge, WaterMarks
+from relay.rules.grants import SCOPE_KEY, SESSION_ID_RULE, Grant, Refused, is_session_id
 
 logger = logging.getLogger(__name__)
 

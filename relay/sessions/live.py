@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
-from relay.closing import Close, CloseReason
-from relay.grants import Grant
 from relay.ledger import LegRecord, SessionRecord, cut
 from relay.links import Meter, Spliceable
 from relay.links.local import LocalLink, Send
 from relay.links.remote import RemoteLink
-from relay.roles import Role
-from relay.session import Session
-from relay.traffic import Traffic
+from relay.rules.closing import Close, CloseReason
+from relay.rules.grants import Grant
+from relay.rules.lifecycle import Session
+from relay.rules.roles import Role
+from relay.rules.traffic import Traffic
 
 NODE = f"{socket.gethostname()}:{os.getpid()}:{int(time.time())}"
 """This server process: host, pid and start time (Unix seconds), so that a reused pid is another node."""

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Collection, Iterator
 
 from relay import conf
-from relay.ledger import nodes
-from relay.ledger.deadline import Deadline
 from relay.ledger.records import SessionRecord
+from relay.ledger.writing import nodes
+from relay.ledger.writing.deadline import Deadline
 
 
 class Heart:

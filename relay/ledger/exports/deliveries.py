@@ -28,9 +28,9 @@ from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections, transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.db.models.expressions import RawSQL
 
-from relay.ledger.drafts import Draft, draft_of, is_held, publish, sweep
-from relay.ledger.export import Summary, Window, ended_sessions, stream
-from relay.ledger.formats import Options
+from relay.ledger.exports.drafts import Draft, draft_of, is_held, publish, sweep
+from relay.ledger.exports.export import Summary, Window, ended_sessions, stream
+from relay.ledger.exports.formats import Options
 from relay.models import ExportedSession, RelaySession, UsageExport
 
 CHOSEN = "relay_export_chosen"

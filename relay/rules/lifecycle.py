@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from uuid import UUID
 
-from relay.closing import Close, CloseReason
-from relay.roles import Role
+from relay.rules.closing import Close, CloseReason
+from relay.rules.roles import Role
 
 
 class State(StrEnum):

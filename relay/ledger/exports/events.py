@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from relay.ledger.columns import Column
-from relay.ledger.formats import FormatError, Options, Rows
+from relay.ledger.exports.columns import Column
+from relay.ledger.exports.formats import FormatError, Options, Rows
 
 DURATIONS = {
     "duration_ms": "duration_seconds",

@@ -11,7 +11,7 @@ over, `left` bytes are all that the peer may still add: they end the frame that 
 nothing begins another one.
 """
 
-from relay.frames import CLOSE, control_frame
+from relay.rules.frames import CLOSE, control_frame
 
 
 class Wire:

@@ -1,0 +1,1 @@
+"""The way in, in the order in which a request meets it: forwarded addresses, its token, its consumer."""

@@ -1,0 +1,1 @@
+"""The way of a row to finance: which rows, in which form, delivered once."""
