@@ -139,7 +139,7 @@ async def test_a_step_of_the_wall_clock_changes_no_duration(
     book: Book, timers: Timers, monkeypatch: pytest.MonkeyPatch, step: timedelta
 ) -> None:
     seconds, wall = [100.0], [datetime(2026, 11, 3, 12, tzinfo=UTC)]
-    for module in (live, sessions):
+    for module in (live, sessions.service):
         monkeypatch.setattr(module, "now_utc", lambda: wall[0])
     here = Sessions(conf.RelaySettings(), MemoryRendezvous(), book, clock=lambda: seconds[0])
     leg = await join(here, "room", Role.CLIENT)

@@ -95,7 +95,7 @@ class NoLedger:
         return done
 
 
-sessions.Ledger = NoLedger if os.environ.get("BENCH_LEDGER") == "off" else CountingLedger  # type: ignore[misc]
+sessions.service.Ledger = NoLedger if os.environ.get("BENCH_LEDGER") == "off" else CountingLedger  # type: ignore[misc]
 
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
