@@ -153,7 +153,13 @@ def play(kind: Kind, where: Path_, rounds: int, seed: int = 0) -> Tally:
     for lot in range(lots):
         count = min(TOGETHER, rounds - lot * TOGETHER)
         draw = random.Random(f"{kind.name} {where.name} {seed} {lot}")
-        scenes = [_begin(kind, where, next(shapes)) for _ in range(count)]
+        scenes = [_meet(where, next(shapes)) for _ in range(count)]
+        # When all have met: a busy relay lets the next ones wait for their places, while their time passes.
+        for scene in scenes:
+            for client, pushes in zip((scene.first, scene.second), kind.pushes, strict=True):
+                if pushes:
+                    client.pushing.set()
+                client.start()
         be_busy(kind, draw)
         with ThreadPoolExecutor(TOGETHER) as threads:
             list(threads.map(kind.end, scenes[:1] if kind.name == "drain" else scenes))
@@ -166,20 +172,17 @@ def play(kind: Kind, where: Path_, rounds: int, seed: int = 0) -> Tally:
     return tally
 
 
-def _begin(kind: Kind, where: Path_, shape: tuple[int, int]) -> Scene:
+def _meet(where: Path_, shape: tuple[int, int]) -> Scene:
+    """Two clients whose greetings have crossed."""
     session_id = f"end-{uuid4().hex[:12]}"
     up, down = stream(*shape, 1), stream(*shape, 2)
     form = "as_frames" if where.keeps_frames else "as_messages"
     relay = where.relay
     first = Client(relay, session_id, token(sub="alice", role="client"), up, getattr(down, form))
     second = Client(relay, session_id, token(sub="bob", role="server"), down, getattr(up, form))
-    for client, pushes in zip((first, second), kind.pushes, strict=True):
-        client.meet()
-        if pushes:
-            client.pushing.set()
-    first.peer, second.peer = second, first
     for client in (first, second):
-        client.start()
+        client.meet()
+    first.peer, second.peer = second, first
     target = relay.nodes[0] if isinstance(relay, Cluster) else relay
     return Scene(first, second, target, session_id, where.event, where.come_back)
 
