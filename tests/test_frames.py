@@ -7,8 +7,21 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from websockets.frames import Frame
 
-from relay.rules.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Control, Failure, Forwarder
+from relay.rules.frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    Control,
+    Failure,
+    Forwarder,
+    control_frame,
+    frame_header,
+)
 from tests.frames_oracle import Outcome, compare, forward, slice_frames, unmasked
 
 LIMIT = 200_000
@@ -306,6 +319,21 @@ def test_invalid_text_within_a_frame_leaves_the_output_mid_frame() -> None:
     assert forwarder.feed(frame[8:]).failure
     assert forwarder.left_out
     assert not forwarder.at_message_boundary
+
+
+# --- what the relay itself sends
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 1 << 20])
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_the_header_of_a_frame_of_the_relay_is_the_shortest_there_is(opcode: int, size: int) -> None:
+    whole = Frame(opcode, bytes(size)).serialize(mask=False)  # type: ignore[arg-type]
+    assert frame_header(opcode, size) == whole[: len(whole) - size]
+
+
+def test_a_control_frame_of_the_relay_is_its_header_and_its_payload() -> None:
+    assert control_frame(PONG, b"hi") == b"\x8a\x02hi"
+    assert control_frame(CLOSE, b"") == b"\x88\x00"
 
 
 # --- properties
