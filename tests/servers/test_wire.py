@@ -177,6 +177,7 @@ def test_who_is_to_see_the_end_of_tcp_sees_it_after_the_frame_that_it_is_sending
     pair.send(pair.source, frame[:8])
     pair.send(pair.source, frame[8:])
     pair.target.close(4410, "lost")
+    assert pair.got(pair.target) == [b"\x81\x09fi"]
     assert not pair.target.transport.kernel.write_ended
     pair.send(pair.target, REST)
     assert pair.target.transport.kernel.write_ended
@@ -253,15 +254,16 @@ def test_a_close_that_comes_after_its_sender_is_gone_inside_a_frame_ends_tcp(pai
 
 
 def test_who_sees_the_end_of_tcp_is_read_until_it_ends_too(pair):
-    pair.send(pair.source, HALF)
+    """However many reasons there are to end it: here its sender breaks the protocol, and then is gone."""
+    bad = masked(TEXT, b"fine" + b"\xff" + b"more")
+    pair.send(pair.source, bad[:8])
     pair.target.close(4410, "lost")
-    frame = masked(BINARY, bytes(3000))
-    pair.send(pair.source, b"")
-    pair.source.transport.kernel.reset = True  # the first reason to end TCP, and being gone the second
-    pair.got(pair.target)
-    pair.send(pair.target, frame * 5)
+    pair.send(pair.source, bad[8:])
     kernel = pair.target.transport.kernel
     assert kernel.write_ended
+    pair.source.transport.kernel.hung_up = True
+    pair.got(pair.source)
+    pair.send(pair.target, masked(BINARY, bytes(3000)) * 5)
     assert not kernel.unread
     assert not kernel.closed
     kernel.hung_up = True
