@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from operator import attrgetter
@@ -43,17 +44,24 @@ def write(records: Collection[SessionRecord], using: str) -> set[UUID]:
                     raise _SomeHaveEnded
                 _upsert_legs(ours, using)
         except _SomeHaveEnded:
-            return _write_those_that_live(ours, using)
+            while True:
+                # Each time round there is one more row that another node has made and ended.
+                with suppress(_SomeHaveEnded):
+                    return _write_those_that_live(ours, using)
     return set()
 
 
 def _write_those_that_live(records: list[SessionRecord], using: str) -> set[UUID]:
-    """As `write`; asks first which sessions have ended, and keeps it so until it has written."""
+    """As `write`; asks first which sessions have ended, and keeps it so until it has written.
+
+    Raises `_SomeHaveEnded` where a row that was not there yet, so that it could not be kept, has ended since.
+    """
     with transaction.atomic(using=using):
         rows = RelaySession.objects.using(using).select_for_update().order_by("session_uuid")
         rows = rows.filter(session_uuid__in=[record.session_uuid for record in records])
         had_ended = {row.session_uuid for row in rows if row.timestamp is not None}
-        _upsert_sessions(records, "timestamp", using)
+        if _upsert_sessions(records, "timestamp", using) < len(records) - len(had_ended):
+            raise _SomeHaveEnded
         _upsert_legs(records, using)
     return had_ended
 
